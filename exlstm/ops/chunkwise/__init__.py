@@ -1,0 +1,1 @@
+"""Plain PyTorch on chunks of the sequence (backend "torch")."""

@@ -1,0 +1,25 @@
+"""Sequences cut into chunks of equal size."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """`time` steps as chunks of `size` steps, the last of them filled up."""
+
+    time: int
+    size: int
+
+    def split(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """[B, T, H, ...] to [B, H, N, L, ...], contiguous."""
+        batch, _, heads, *rest = x.shape
+        if short := -self.time % self.size:
+            x = pad(x, (*[0, 0] * len(rest), 0, 0, 0, short), value=fill)
+        return x.reshape(batch, -1, self.size, heads, *rest).movedim(3, 1).contiguous()
+
+    def join(self, x: Tensor) -> Tensor:
+        """[B, H, N, L, D] to [B, T, H, D], without the filling."""
+        return x.movedim(1, 3).flatten(1, 2)[:, : self.time]

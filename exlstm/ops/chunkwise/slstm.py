@@ -1,0 +1,119 @@
+"""sLSTM as a loop of few torch calls a step, with a hand-derived backward.
+
+Memory mixing makes the recurrence sequential, so there is nothing to chunk; what is saved is the graph: one autograd
+node for the sequence, and the gradient of r as a single product over all steps.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from exlstm.ops.slstm import SLSTMState
+
+
+def slstm(
+    x: Tensor, r: Tensor, state: SLSTMState, *, mask: Tensor | None = None, reset: Tensor | None = None
+) -> tuple[Tensor, SLSTMState]:
+    """`exlstm.ops.slstm` on any device."""
+    h, *final = _Sequence.apply(x, r, *state, mask, reset)
+    return h, SLSTMState(*final)
+
+
+class _Sequence(torch.autograd.Function):
+    """The whole sequence as one node. Inside, time comes first and a state is one tensor [4, H, B, D]: c, n, m, h."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        r: Tensor,
+        c: Tensor,
+        n: Tensor,
+        m: Tensor,
+        h: Tensor,
+        mask: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        weight = r.to(c.dtype)
+        gates = x.to(c.dtype).permute(1, 2, 3, 0, 4).contiguous()  # [T, 4, H, B, D]; the loop adds the recurrent part
+        states = c.new_empty(len(gates) + 1, *gates.shape[1:])
+        states[0] = torch.stack([c, n, m, h]).transpose(1, 2)
+        for t in range(len(gates)):
+            before = _before(states, t, reset)
+            gates[t] += before[3] @ weight
+            states[t + 1] = _cell(gates[t], before)
+            if mask is not None:
+                states[t + 1] = torch.where(_rows(mask[:, t]), states[t + 1], before)
+        ctx.save_for_backward(gates, states, r, mask, reset)
+        ctx.x_dtype = x.dtype
+        out = states[1:, 3].permute(2, 0, 1, 3)
+        out = out.contiguous() if mask is None else torch.where(mask[..., None, None], out, 0.0)
+        return out.to(x.dtype), *states[-1].transpose(1, 2).clone().unbind(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor, *grad_final: Tensor) -> tuple[Tensor | None, ...]:
+        gates, states, r, mask, reset = ctx.saved_tensors
+        weight_t = r.to(states.dtype).transpose(-1, -2)
+        grad_out = grad_out.to(states.dtype).permute(1, 2, 0, 3)  # [T, H, B, D]
+        grad_gates = torch.empty_like(gates)
+        grad = torch.stack(grad_final).transpose(1, 2).contiguous()  # [4, H, B, D]
+        for t in reversed(range(len(gates))):
+            before, after = _before(states, t, reset), states[t + 1]
+            through = grad
+            d_gates, grad = _cell_backward(gates[t], before, after, torch.cat([grad[:3], grad[3:] + grad_out[t]]))
+            if mask is not None:
+                present = _rows(mask[:, t])
+                d_gates, grad = torch.where(present, d_gates, 0.0), torch.where(present, grad, through)
+            grad_gates[t] = d_gates
+            grad[3] += (d_gates @ weight_t).sum(0)
+            if reset is not None:
+                grad = torch.where(_rows(reset[:, t]), 0.0, grad)
+        h_before = states[:-1, 3]
+        if reset is not None:
+            h_before = torch.where(reset.t()[:, None, :, None], 0.0, h_before)
+        grad_r = torch.einsum("thbd,tghbe->ghde", h_before, grad_gates).to(r.dtype)
+        grad_x = grad_gates.permute(3, 0, 1, 2, 4).to(ctx.x_dtype)
+        return grad_x, grad_r, *grad.transpose(1, 2).unbind(0), None, None
+
+
+def _cell(gates: Tensor, before: Tensor) -> Tensor:
+    i, f, z, o = gates
+    c, n, m, _ = before
+    empty, lf = n == 0, logsigmoid(f)
+    m_new = torch.where(empty, i, torch.maximum(lf + m, i))
+    keep, write = torch.where(empty, 0.0, (lf + m - m_new).exp()), (i - m_new).exp()
+    c, n = keep * c + write * z.tanh(), keep * n + write
+    return torch.stack([c, n, m_new, o.sigmoid() * c / n])
+
+
+def _cell_backward(gates: Tensor, before: Tensor, after: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the gates and, but for the part through the gates, of the state before (whose h part is 0)."""
+    i, f, z, o = gates
+    (c, n, m, _), (_, n_new, m_new, h_new) = before, after
+    dc, dn, dm, dh = grad
+    empty, lf, tanh_z, sigmoid_o = n == 0, logsigmoid(f), z.tanh(), o.sigmoid()
+    keep, write = torch.where(empty, 0.0, (lf + m - m_new).exp()), (i - m_new).exp()
+
+    do = dh * h_new * (1 - sigmoid_o)
+    dc = dc + dh * sigmoid_o / n_new
+    dn = dn - dh * h_new / n_new
+    dz = dc * write * (1 - tanh_z * tanh_z)
+    d_keep, d_write = (dc * c + dn * n) * keep, (dc * tanh_z + dn) * write
+    dm = dm - d_keep - d_write
+    # m_new is the larger of lf + m and i (half each where equal, as torch.maximum has it), and i on an empty state.
+    to_keep = torch.where(empty, 0.0, ((lf + m - i).sign() + 1) / 2)
+    d_keep, d_write = d_keep + dm * to_keep, d_write + dm * (1 - to_keep)
+    d_gates = torch.stack([d_write, d_keep * (-f).sigmoid(), dz, do])
+    return d_gates, torch.stack([dc * keep, dn * keep, d_keep, torch.zeros_like(dc)])
+
+
+def _before(states: Tensor, t: int, reset: Tensor | None) -> Tensor:
+    """The state that step t starts from."""
+    return states[t] if reset is None else torch.where(_rows(reset[:, t]), 0.0, states[t])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """View [B] so that it broadcasts against [..., H, B, D]."""
+    return x[:, None]

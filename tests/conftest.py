@@ -1,0 +1,10 @@
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the tensors of tests are too small to share
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws its own data, the same on every run."""
+    torch.manual_seed(20260101)
