@@ -1,31 +1,46 @@
 """Which implementation of an operator runs.
 
-Every operator has one public signature and several implementations of it, named by backend. An implementation is
-imported when it is first used, so a backend that needs a compiler or a GPU costs nothing to those who have neither.
+Every operator has one public signature and several implementations of it, named by backend and registered by
+`exlstm.ops`, from the fastest to the slowest: "auto" takes the first that can run the call. What a backend needs (a
+compiler, a GPU) it looks for when it is first asked, so importing costs nothing to those who have neither.
 """
 
-import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 BACKENDS = ("reference", "torch", "cpu", "triton")
 
-# From the fastest to the slowest: "auto" takes the first that is usable for the call.
-_IMPLEMENTATIONS: dict[str, dict[str, str]] = {
-    "mlstm": {"torch": "exlstm.ops.chunkwise.mlstm", "reference": "exlstm.ops.reference.mlstm"},
-    "hmlstm": {"torch": "exlstm.ops.chunkwise.hmlstm", "reference": "exlstm.ops.reference.hmlstm"},
-    "slstm": {"torch": "exlstm.ops.chunkwise.slstm", "reference": "exlstm.ops.reference.slstm"},
-}
+
+class Implementation(NamedTuple):
+    """A function with the operator's arguments, the state given, and what keeps it from running, if anything does."""
+
+    run: Callable[..., Any]
+    obstacle: Callable[[torch.device | None], str | None]
+
+
+_IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {"mlstm": {}, "hmlstm": {}, "slstm": {}}
+
+
+def register(
+    operator: str,
+    backend: str,
+    run: Callable[..., Any],
+    obstacle: Callable[[torch.device | None], str | None] = lambda device: None,
+) -> None:
+    """Make `run` the implementation of `operator` by `backend`; those registered first are preferred."""
+    assert backend in BACKENDS
+    _IMPLEMENTATIONS[operator][backend] = Implementation(run, obstacle)
 
 
 def why_unusable(operator: str, backend: str, device: torch.device | None = None) -> str | None:
-    """The reason why `backend` cannot run `operator` on `device` (any device if None), or None if it can."""
-    if backend not in _IMPLEMENTATIONS[operator]:
+    """Why `backend` cannot run `operator` on `device` (on any device of this machine if None); None if it can."""
+    implementation = _IMPLEMENTATIONS[operator].get(backend)
+    if implementation is None:
         return f"{operator} has no {backend} backend in this version"
-    return None
+    return implementation.obstacle(device)
 
 
 def resolve(operator: str, backend: str, device: torch.device) -> Callable[..., Any]:
@@ -35,14 +50,14 @@ def resolve(operator: str, backend: str, device: torch.device) -> Callable[..., 
         ValueError: the backend is unknown, or cannot run here; the message says why.
     """
     if backend == "auto":
-        backend = os.environ.get("EXLSTM_BACKEND", "auto")
+        backend = os.environ.get("EXLSTM_BACKEND") or "auto"
     if backend == "auto":
         backend = next(b for b in _IMPLEMENTATIONS[operator] if why_unusable(operator, b, device) is None)
     elif backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
     elif reason := why_unusable(operator, backend, device):
         raise ValueError(f"backend {backend!r} cannot run here: {reason}; backend='auto' picks one that can")
-    return getattr(importlib.import_module(_IMPLEMENTATIONS[operator][backend]), operator)
+    return _IMPLEMENTATIONS[operator][backend].run
 
 
 def describe() -> dict[str, dict[str, str | None]]:

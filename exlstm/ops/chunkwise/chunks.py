@@ -16,9 +16,10 @@ class Chunks:
     def split(self, x: Tensor, fill: float = 0.0) -> Tensor:
         """[B, T, H, ...] to [B, H, N, L, ...], contiguous."""
         batch, _, heads, *rest = x.shape
-        if short := -self.time % self.size:
+        short = -self.time % self.size
+        if short:
             x = pad(x, (*[0, 0] * len(rest), 0, 0, 0, short), value=fill)
-        return x.reshape(batch, -1, self.size, heads, *rest).movedim(3, 1).contiguous()
+        return x.reshape(batch, (self.time + short) // self.size, self.size, heads, *rest).movedim(3, 1).contiguous()
 
     def join(self, x: Tensor) -> Tensor:
         """[B, H, N, L, D] to [B, T, H, D], without the filling."""

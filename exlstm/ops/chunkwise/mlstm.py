@@ -79,7 +79,7 @@ def _carry(
     for c in range(total.shape[-1]):
         C.append(torch.addcmul(C_chunk[:, :, c], keep[..., c, None, None], C[-1]))
         n.append(torch.addcmul(n_chunk[:, :, c], keep[..., c, None], n[-1]) if stabilised else state.n)
-    return torch.stack(C[:-1], 2), torch.stack(n[:-1], 2), m[..., :-1], MLSTMState(C[-1], n[-1], m[..., -1])
+    return torch.stack(C[:-1], 2), torch.stack(n[:-1], 2), m[..., :-1], MLSTMState(C[-1], n[-1], stabilisers[-1])
 
 
 def _read(

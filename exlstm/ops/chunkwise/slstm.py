@@ -37,7 +37,8 @@ class _Sequence(torch.autograd.Function):
         reset: Tensor | None,
     ) -> tuple[Tensor, ...]:
         weight = r.to(c.dtype)
-        gates = x.to(c.dtype).permute(1, 2, 3, 0, 4).contiguous()  # [T, 4, H, B, D]; the loop adds the recurrent part
+        # [T, 4, H, B, D], a copy: the loop adds the recurrent part.
+        gates = x.to(c.dtype).permute(1, 2, 3, 0, 4).clone(memory_format=torch.contiguous_format)
         states = c.new_empty(len(gates) + 1, *gates.shape[1:])
         states[0] = torch.stack([c, n, m, h]).transpose(1, 2)
         for t in range(len(gates)):

@@ -1,0 +1,34 @@
+"""Layers: `y, state = layer(x, state=None, *, mask=None, reset=None)` with x, y [B, T, width]."""
+
+from exlstm.layers.attention import AttentionState, SlidingWindowAttention
+from exlstm.layers.bidirectional import Bidirectional
+from exlstm.layers.block import Block
+from exlstm.layers.cell import MatrixMemoryCell
+from exlstm.layers.conv import CausalConv1d
+from exlstm.layers.hmlstm import HMLSTM
+from exlstm.layers.linear import HeadwiseLinear
+from exlstm.layers.mlp import GatedMLP
+from exlstm.layers.mlstm import MLSTM, MLSTMLarge
+from exlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+from exlstm.layers.slstm import SLSTM
+from exlstm.layers.state import LayerState, map_state
+
+__all__ = [
+    "HMLSTM",
+    "MLSTM",
+    "SLSTM",
+    "AttentionState",
+    "Bidirectional",
+    "Block",
+    "CausalConv1d",
+    "GatedMLP",
+    "HeadwiseLinear",
+    "LayerNorm",
+    "LayerState",
+    "MLSTMLarge",
+    "MatrixMemoryCell",
+    "MultiHeadNorm",
+    "RMSNorm",
+    "SlidingWindowAttention",
+    "map_state",
+]

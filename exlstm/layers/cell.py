@@ -1,0 +1,82 @@
+"""The cell of the mLSTM layers: gates, matrix memory, and the norm of what is read from it."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.layers.init import spread_forget_bias_
+from exlstm.layers.norm import MultiHeadNorm
+from exlstm.layers.state import MemoryState
+from exlstm.ops import HMLSTMState, MLSTMState, hmlstm, mlstm
+
+
+class MatrixMemoryCell(nn.Module):
+    """Flat (`levels=0`) or hierarchical matrix memories of several heads, from queries to normalised outputs.
+
+    Args:
+        gate_inputs: channels the gates are computed from.
+        width: of values and outputs, all heads together.
+        heads: number of memories.
+        levels: levels a hierarchical memory tells apart; all their log weights are 0 at first.
+        soft_cap: bounds gate pre-activations and level weights x to soft_cap * tanh(x / soft_cap).
+        input_bias: initial bias of the input gates; None draws it from a normal of deviation 0.1.
+        eps: of the norm.
+    """
+
+    def __init__(
+        self,
+        gate_inputs: int,
+        width: int,
+        heads: int,
+        *,
+        levels: int = 0,
+        soft_cap: float | None = None,
+        input_bias: float | None = None,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        if levels < 0:
+            raise ValueError(f"levels must be 0 (a flat memory) or more, got {levels}")
+        self.heads, self.levels, self.soft_cap, self.input_bias = heads, levels, soft_cap, input_bias
+        self.input_gate = nn.Linear(gate_inputs, heads)
+        self.forget_gate = nn.Linear(gate_inputs, heads)
+        self.level_gate = nn.Linear(gate_inputs, heads * levels) if levels else None
+        self.norm = MultiHeadNorm(width, eps=eps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates that do not depend on the input yet."""
+        for gate in (self.input_gate, self.forget_gate, self.level_gate):
+            if gate is not None:
+                nn.init.zeros_(gate.weight)
+                nn.init.zeros_(gate.bias)
+        if self.input_bias is None:
+            nn.init.normal_(self.input_gate.bias, std=0.1)
+        else:
+            nn.init.constant_(self.input_gate.bias, self.input_bias)
+        spread_forget_bias_(self.forget_gate.bias)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        gate_input: Tensor,
+        state: MemoryState | None,
+        *,
+        mask: Tensor | None,
+        reset: Tensor | None,
+    ) -> tuple[Tensor, MemoryState]:
+        """q, k [B, T, any], v [B, T, width], gate_input [B, T, gate_inputs] to [B, T, width] and memory."""
+        q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
+        i, f = self._cap(self.input_gate(gate_input)), self._cap(self.forget_gate(gate_input))
+        if self.level_gate is None:
+            h, memory = mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
+            return self.norm(h), memory
+        level = self._cap(self.level_gate(gate_input)).unflatten(-1, (self.heads, self.levels))
+        h, tree = hmlstm(q, k, v, i, f, level, cast(HMLSTMState | None, state), mask=mask, reset=reset)
+        return self.norm(h), tree
+
+    def _cap(self, x: Tensor) -> Tensor:
+        return x if self.soft_cap is None else self.soft_cap * torch.tanh(x / self.soft_cap)

@@ -1,0 +1,46 @@
+"""Linear maps that act on every head by itself, and the sizes layers round to."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.layers.init import small_init_
+
+
+def headwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Apply `weight` [H, in, out] to every head of `x` [..., H, in]: [..., H, out]."""
+    return torch.einsum("...hi,hio->...ho", x, weight)
+
+
+class HeadwiseLinear(nn.Module):
+    """Block-diagonal linear map without bias: [..., width] to [..., width], in blocks of `block` channels."""
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        if width % block:
+            raise ValueError(f"width must be a multiple of the block, got width {width} and block {block}")
+        self.weight = nn.Parameter(torch.empty(width // block, block, block))  # [blocks, in, out]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        small_init_(self.weight, self.weight.shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return headwise(x.unflatten(-1, self.weight.shape[:2]), self.weight).flatten(-2)
+
+
+def round_up(size: float, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `size`."""
+    return math.ceil(size / multiple) * multiple
+
+
+def head_width(width: int, heads: int) -> int:
+    """The width of one of `heads` heads that share `width`.
+
+    Raises:
+        ValueError: the heads cannot share it equally.
+    """
+    if heads < 1 or width < 1 or width % heads:
+        raise ValueError(f"width must be a positive multiple of heads, got width {width}, heads {heads}")
+    return width // heads

@@ -1,0 +1,70 @@
+"""The sLSTM layer."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from exlstm.layers.conv import CausalConv1d
+from exlstm.layers.init import power_law_forget_bias_, small_init_
+from exlstm.layers.linear import head_width
+from exlstm.layers.norm import MultiHeadNorm
+from exlstm.layers.state import LayerState, check_state
+from exlstm.ops import SLSTMState, slstm
+
+
+class SLSTM(nn.Module):
+    """The sLSTM layer of the xLSTM paper (arXiv 2405.04517, figure 10): cells see each other's last outputs.
+
+    `y, state = layer(x, state, mask=, reset=)` with x, y [B, T, width]. Masked steps output 0.
+
+    Args:
+        width: of inputs and outputs; a multiple of `heads`.
+        heads: groups of cells; memory mixes within a head.
+        kernel: steps the convolution before input and forget gates spans; 0 for none.
+        index: which block of the model this is; later ones begin with longer memories.
+        depth: blocks in the model.
+        eps: of the norm.
+    """
+
+    def __init__(
+        self, width: int, heads: int, *, kernel: int = 4, index: int = 0, depth: int = 1, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        d = head_width(width, heads)
+        self.index, self.depth = index, depth
+        self.conv = CausalConv1d(width, kernel) if kernel else None
+        # Gates in the order i, f, z, o; weights map their first D to their last.
+        self.input_weight = nn.Parameter(torch.empty(4, heads, d, d))
+        self.recurrent_weight = nn.Parameter(torch.empty(4, heads, d, d))
+        self.bias = nn.Parameter(torch.empty(4, heads, d))
+        self.norm = MultiHeadNorm(width, eps=eps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """No memory mixing at first; the forget gates' biases follow a power law within each head."""
+        small_init_(self.input_weight, self.norm.weight.numel())
+        nn.init.zeros_(self.recurrent_weight)
+        nn.init.zeros_(self.bias)
+        power_law_forget_bias_(self.bias[1], self.index, self.depth)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: LayerState[SLSTMState] | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, LayerState[SLSTMState]]:
+        conv_state, cell = (None, None) if state is None else check_state(state, LayerState)
+        c = x
+        if self.conv is not None:
+            c, conv_state = self.conv(x, conv_state, mask=mask, reset=reset)
+            c = F.silu(c)
+        gates = torch.cat([self._gates(c, slice(0, 2)), self._gates(x, slice(2, 4))], 2) + self.bias
+        h, cell = slstm(gates, self.recurrent_weight, cell, mask=mask, reset=reset)
+        return self.norm(h), LayerState(conv_state, cell)
+
+    def _gates(self, x: Tensor, which: slice) -> Tensor:
+        """Pre-activations [B, T, gates, H, D] of some gates from `x` [B, T, width]."""
+        weight = self.input_weight[which]
+        return torch.einsum("bthd,ghde->btghe", x.unflatten(-1, weight.shape[1:3]), weight)
