@@ -1,0 +1,17 @@
+"""What the command line offers to train: one module a task.
+
+The module of a task defines three frozen dataclasses of options and three functions that take them,
+
+    Train(TrainOptions)        train(options: Train, prog: str) -> int
+    Evaluate(EvaluateOptions)  evaluate(options: Evaluate, prog: str) -> int
+    Predict(PredictOptions)    predict(options: Predict, prog: str) -> int
+
+where `prog` is how the program was called, for the commands that are shown to the person, and the result is
+the exit code. It imports torch and the models inside those functions, so that `--help` is quick. To add a
+task, write its module and add its line here.
+"""
+
+TASKS = {
+    "forecast": "forecast time series, with quantiles",
+}
+"""Name of the task, which is that of its module in this package, and what it does."""
