@@ -4,6 +4,7 @@ from exlstm.ops.backends import register
 from exlstm.ops.chunkwise import hmlstm as _chunkwise_hmlstm
 from exlstm.ops.chunkwise import mlstm as _chunkwise_mlstm
 from exlstm.ops.chunkwise import slstm as _chunkwise_slstm
+from exlstm.ops.cpu import slstm as _cpu_slstm
 from exlstm.ops.hmlstm import HMLSTMState, hmlstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
 from exlstm.ops.reference import hmlstm as _reference_hmlstm
@@ -15,6 +16,7 @@ register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
+register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "torch", _chunkwise_slstm.slstm)
 register("slstm", "reference", _reference_slstm.slstm)
 

@@ -10,7 +10,7 @@ import torch
 from tests.ops.cases import LENGTHS, assert_same, draw, leaves
 
 TOLERANCE = 1e-9
-FAST_BACKENDS = [("mlstm", "torch"), ("hmlstm", "torch"), ("slstm", "torch")]
+FAST_BACKENDS = [("mlstm", "torch"), ("hmlstm", "torch"), ("slstm", "torch"), ("slstm", "cpu")]
 
 
 @pytest.mark.parametrize(("operator", "backend"), FAST_BACKENDS)
