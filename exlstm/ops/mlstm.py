@@ -17,7 +17,12 @@ def normaliser_floor(m: Tensor) -> Tensor:
 
     Where the bound binds, h is below exp(-80) in size (float32), far less than the eps of any sum it enters.
     """
-    return (-m).clamp(max=80.0 if m.dtype == torch.float32 else 700.0).exp()
+    return (-m).clamp(max=largest_floor(m.dtype)).exp()
+
+
+def largest_floor(dtype: torch.dtype) -> float:
+    """The logarithm of the bound of `normaliser_floor`."""
+    return 80.0 if dtype == torch.float32 else 700.0
 
 
 class MLSTMState(NamedTuple):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from exlstm.ops.chunkwise.chunks import Chunks
-from exlstm.ops.mlstm import EPS, InputGate, MLSTMState, normaliser_floor
+from exlstm.ops.chunkwise.products import Weights, products
+from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
 
 CHUNK_SIZE = 64
@@ -44,77 +45,51 @@ def mlstm(
     # Which document of the chunk a step belongs to; 0 is the one that the memory at the chunk's start belongs to.
     document = None if reset is None else chunks.split(reset[..., None].expand(-1, -1, q.shape[1])).cumsum(-1)
 
-    F = lf.cumsum(-1)
-    stabilised = input_gate == "exp"
-    C, n, m, final = _carry(k, v, i - F, F, document, state, stabilised)
-    h = _read(q, k, v, i - F, F, document, C, n, m, stabilised)
+    weights, m, final_m, visible = _weights(i, lf, document, state.m, stabilised=input_gate == "exp")
+    h, C, n = products(q, k, v, weights, m, state.C, state.n, visible)
     h = chunks.join(h)
     if mask is not None:
         h = torch.where(mask[..., None, None], h, 0.0)
-    return h.to(v.dtype), final
+    return h.to(v.dtype), MLSTMState(C, n, final_m)
 
 
-def _carry(
-    k: Tensor, v: Tensor, a: Tensor, F: Tensor, document: Tensor | None, state: MLSTMState, stabilised: bool
-) -> tuple[Tensor, Tensor, Tensor, MLSTMState]:
-    """The memory at the start of every chunk (C [B, H, N, DK, DV], n [B, H, N, DK], m [B, H, N]) and after the last."""
-    total = F[..., -1]
-    if document is None:
-        kept, floor = torch.zeros_like(total), torch.full_like(total, -torch.inf)
-    else:
-        kept = torch.zeros_like(total).masked_fill(document[..., -1] > 0, -torch.inf)
-        a = a.masked_fill(document != document[..., -1:], -torch.inf)
-        floor = _floor(F, document)[..., -1].masked_fill(document[..., -1] == 0, -torch.inf)
-    own = torch.maximum(a.amax(-1), floor)
-
-    stabilisers = [state.m]
-    for c in range(total.shape[-1]):
-        m_next = total[..., c] + torch.maximum(stabilisers[-1] + kept[..., c], own[..., c])
-        stabilisers.append(m_next if stabilised else state.m)
-    m = torch.stack(stabilisers, -1)
-    keep = (total + kept + m[..., :-1] - m[..., 1:]).exp()
-    k = k * (total[..., None] + a - m[..., 1:, None]).exp()[..., None].to(k.dtype)
-    C_chunk, n_chunk = (k.transpose(-1, -2) @ v).to(keep.dtype), k.sum(-2).to(keep.dtype)
-    C, n = [state.C], [state.n]
-    for c in range(total.shape[-1]):
-        C.append(torch.addcmul(C_chunk[:, :, c], keep[..., c, None, None], C[-1]))
-        n.append(torch.addcmul(n_chunk[:, :, c], keep[..., c, None], n[-1]) if stabilised else state.n)
-    return torch.stack(C[:-1], 2), torch.stack(n[:-1], 2), m[..., :-1], MLSTMState(C[-1], n[-1], stabilisers[-1])
-
-
-def _read(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    F: Tensor,
-    document: Tensor | None,
-    C: Tensor,
-    n: Tensor,
-    m: Tensor,
-    stabilised: bool,
-) -> Tensor:
-    """What every step reads, h [B, H, N, L, DV], from its chunk and from the memory at the chunk's start."""
-    size = q.shape[-2]
-    visible = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    start = m[..., None].expand_as(F)
+def _weights(
+    i: Tensor, lf: Tensor, document: Tensor | None, initial_m: Tensor, *, stabilised: bool
+) -> tuple[Weights, Tensor | None, Tensor, Tensor]:
+    """All weights, the stabilisers of the steps (None if there are none) and the last, and what a step sees."""
+    F = lf.cumsum(-1)
+    a, total = i - F, F[..., -1]
+    visible = torch.ones(F.shape[-1], F.shape[-1], dtype=torch.bool, device=F.device).tril()
+    kept, to_end, later = total, a, None  # of the memory at the chunk's start and of the steps, up to its end
     if document is not None:
         visible = visible & (document[..., :, None] == document[..., None, :])
-        start = start.masked_fill(document > 0, -torch.inf)
-    a = a[..., None, :].masked_fill(~visible, -torch.inf)  # [B, H, N, L, L]
-    if stabilised:
-        M = torch.maximum(a.amax(-1), start)
-        if document is not None:
-            M = torch.maximum(M, _floor(F, document).masked_fill(document == 0, -torch.inf))
-    else:
-        M = -F
-    weights = (q @ k.transpose(-1, -2)) * (a - M[..., None]).exp().to(q.dtype)
-    q = q * (start - M).exp()[..., None].to(q.dtype)
-    h = (weights @ v + q @ C.to(q.dtype)).to(F.dtype)
+        later = document > 0
+        kept = kept.masked_fill(later[..., -1], -torch.inf)
+        to_end = a.masked_fill(document != document[..., -1:], -torch.inf)
     if not stabilised:
-        return h
-    normaliser = weights.sum(-1) + (q @ n[..., None].to(q.dtype))[..., 0]
-    return h / (torch.maximum(normaliser.to(F.dtype).abs(), normaliser_floor(F + M)) + EPS)[..., None]
+        u = F if later is None else F.masked_fill(later, -torch.inf)
+        return Weights(a, -F, u, total[..., None] + to_end, kept), None, initial_m, visible
+
+    largest = a.cummax(-1).values if document is None else _largest_so_far(a, F, document)
+    stabilisers = [initial_m]
+    for c in range(total.shape[-1]):
+        stabilisers.append(torch.maximum(kept[..., c] + stabilisers[-1], total[..., c] + largest[..., c, -1]))
+    starts, ends = torch.stack(stabilisers[:-1], -1), torch.stack(stabilisers[1:], -1)
+    start = starts[..., None] if later is None else starts[..., None].masked_fill(later, -torch.inf)
+    M = torch.maximum(largest, start)
+    weights = Weights(a, M, start - M, (total - ends)[..., None] + to_end, kept + starts - ends)
+    return weights, F + M, stabilisers[-1], visible
+
+
+def _largest_so_far(a: Tensor, F: Tensor, document: Tensor) -> Tensor:
+    """The largest a_s of a step's document up to it, the m = 0 that a document begins with (but for 0) included."""
+    largest, same = torch.maximum(a, _floor(F, document).masked_fill(document == 0, -torch.inf)), document
+    reach = 1
+    while reach < a.shape[-1]:  # doubling the reach: log2(L) steps
+        before = largest[..., :-reach].masked_fill(same[..., reach:] != same[..., :-reach], -torch.inf)
+        largest = torch.cat([largest[..., :reach], torch.maximum(largest[..., reach:], before)], -1)
+        reach *= 2
+    return largest
 
 
 def _floor(F: Tensor, document: Tensor) -> Tensor:
