@@ -40,10 +40,10 @@ def mlstm(
     if mask is not None:
         i, lf = i.masked_fill(~mask[..., None], -torch.inf), lf.masked_fill(~mask[..., None], 0.0)
     chunks = Chunks(time, min(chunk_size or CHUNK_SIZE, time))
-    q, k, v = chunks.split(q * q.shape[-1] ** -0.5), chunks.split(k), chunks.split(v)  # [B, H, N, L, D]
-    i, lf = chunks.split(i, fill=-torch.inf), chunks.split(lf)  # [B, H, N, L]
+    q, k, v = chunks.split(q * q.shape[-1] ** -0.5), chunks.split(k), chunks.split(v)  # [N, B, H, L, D]
+    i, lf = chunks.split(i, fill=-torch.inf), chunks.split(lf)  # [N, B, H, L]
     # Which document of the chunk a step belongs to; 0 is the one that the memory at the chunk's start belongs to.
-    document = None if reset is None else chunks.split(reset[..., None].expand(-1, -1, q.shape[1])).cumsum(-1)
+    document = None if reset is None else chunks.split(reset[..., None].expand(-1, -1, q.shape[2])).cumsum(-1)
 
     weights, m, final_m, visible = _weights(i, lf, document, state.m, stabilised=input_gate == "exp")
     h, C, n = products(q, k, v, weights, m, state.C, state.n, visible)
@@ -72,9 +72,9 @@ def _weights(
 
     largest = a.cummax(-1).values if document is None else _largest_so_far(a, F, document)
     stabilisers = [initial_m]
-    for c in range(total.shape[-1]):
-        stabilisers.append(torch.maximum(kept[..., c] + stabilisers[-1], total[..., c] + largest[..., c, -1]))
-    starts, ends = torch.stack(stabilisers[:-1], -1), torch.stack(stabilisers[1:], -1)
+    for c in range(len(total)):
+        stabilisers.append(torch.maximum(kept[c] + stabilisers[-1], total[c] + largest[c, ..., -1]))
+    starts, ends = torch.stack(stabilisers[:-1]), torch.stack(stabilisers[1:])
     start = starts[..., None] if later is None else starts[..., None].masked_fill(later, -torch.inf)
     M = torch.maximum(largest, start)
     weights = Weights(a, M, start - M, (total - ends)[..., None] + to_end, kept + starts - ends)

@@ -25,24 +25,24 @@ GROUP = 1024  # steps whose memories and L x L matrices exist at one time
 class Weights(NamedTuple):
     """Logarithms of the weights; -inf is a weight of 0."""
 
-    a: Tensor  # [B, H, N, L] of a step within its chunk, seen from the chunk's start
-    M: Tensor  # [B, H, N, L] what is subtracted at step t
-    u: Tensor  # [B, H, N, L] of the memory at the chunk's start, at step t
-    w: Tensor  # [B, H, N, L] of a step in the memory at the chunk's end
-    kept: Tensor  # [B, H, N] of the memory at the chunk's start in that at its end
+    a: Tensor  # [N, B, H, L] of a step within its chunk, seen from the chunk's start
+    M: Tensor  # [N, B, H, L] what is subtracted at step t
+    u: Tensor  # [N, B, H, L] of the memory at the chunk's start, at step t
+    w: Tensor  # [N, B, H, L] of a step in the memory at the chunk's end
+    kept: Tensor  # [N, B, H] of the memory at the chunk's start in that at its end
 
 
 def products(
     q: Tensor, k: Tensor, v: Tensor, weights: Weights, m: Tensor | None, C: Tensor, n: Tensor, visible: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h [B, H, N, L, DV], and the memory C [B, H, DK, DV], n [B, H, DK] after the last chunk.
+    """h [N, B, H, L, DV], and the memory C [B, H, DK, DV], n [B, H, DK] after the last chunk.
 
     Args:
-        q, k, v: [B, H, N, L, D], q scaled.
+        q, k, v: [N, B, H, L, D], q scaled.
         weights: logarithms, in the dtype of the state.
-        m: [B, H, N, L] the stabilisers of all steps, or None for a read without normaliser.
+        m: [N, B, H, L] the stabilisers of all steps, or None for a read without normaliser.
         C, n: the memory before the first chunk.
-        visible: bool, broadcasts to [B, H, N, L (t), L (s)].
+        visible: bool, broadcasts to [N, B, H, L (t), L (s)].
     """
     return _Products.apply(q, k, v, *weights, m, C, n, visible)
 
@@ -55,15 +55,15 @@ class _Products(torch.autograd.Function):
         starts = []
         for group in _groups(q):
             starts.append((C, n))
-            part = Weights(*(x[:, :, group] for x in weights))
-            Cs, ns, C, n = _carry(k[:, :, group], v[:, :, group], part, C, n, normalised=m is not None)
-            A, _ = _within(q[:, :, group], k[:, :, group], part, visible, group)
-            scaled = q[:, :, group] * part.u.exp()[..., None].to(q.dtype)
-            read = (A @ v[:, :, group]).to(C.dtype) + (scaled @ Cs.to(q.dtype)).to(C.dtype)
+            part = Weights(*(x[group] for x in weights))
+            Cs, ns, C, n = _carry(k[group], v[group], part, C, n, normalised=m is not None)
+            A, _ = _within(q[group], k[group], part, visible, group)
+            scaled = q[group] * part.u.exp()[..., None].to(q.dtype)
+            read = (A @ v[group]).to(C.dtype) + (scaled @ Cs.to(q.dtype)).to(C.dtype)
             if m is not None:
-                d[:, :, group] = A.sum(-1).to(C.dtype) + (scaled @ ns[..., None].to(q.dtype))[..., 0].to(C.dtype)
-                read = read / _denominator(d[:, :, group], m[:, :, group])[..., None]
-            h[:, :, group] = read
+                d[group] = A.sum(-1).to(C.dtype) + (scaled @ ns[..., None].to(q.dtype))[..., 0].to(C.dtype)
+                read = read / _denominator(d[group], m[group])[..., None]
+            h[group] = read
         ctx.save_for_backward(q, k, v, *weights, m, visible, h, d, *(x for pair in starts for x in pair))
         return h, C.clone(), n.clone()
 
@@ -75,21 +75,21 @@ class _Products(torch.autograd.Function):
         dweights = Weights(*(torch.empty_like(x) for x in weights))
         dm = None if m is None else torch.empty_like(m)
         for number, group in reversed(list(enumerate(_groups(q)))):
-            part = Weights(*(x[:, :, group] for x in weights))
-            qg, kg, vg = (x[:, :, group] for x in (q, k, v))
-            dpart = Weights(*(x[:, :, group] for x in dweights))
+            part = Weights(*(x[group] for x in weights))
+            qg, kg, vg = (x[group] for x in (q, k, v))
+            dpart = Weights(*(x[group] for x in dweights))
             Cs, ns, _, _ = _carry(kg, vg, part, starts[2 * number], starts[2 * number + 1], normalised=m is not None)
 
             # h = read / denominator(d, m)
-            dread, dd = dh[:, :, group], None
+            dread, dd = dh[group], None
             if m is not None and dm is not None:
-                mg, dg = m[:, :, group], d[:, :, group]
+                mg, dg = m[group], d[group]
                 dread = dread / _denominator(dg, mg)[..., None]
-                through = -(dread * h[:, :, group]).sum(-1)
+                through = -(dread * h[group]).sum(-1)
                 floor = normaliser_floor(mg)
                 to_d = ((dg.abs() - floor).sign() + 1) / 2  # half each where equal, as torch.maximum has it
                 dd = through * to_d * dg.sign()
-                dm[:, :, group] = -through * (1 - to_d) * floor.masked_fill(-mg > largest_floor(mg.dtype), 0.0)
+                dm[group] = -through * (1 - to_d) * floor.masked_fill(-mg > largest_floor(mg.dtype), 0.0)
             dr = dread.to(q.dtype)
 
             # read = A v + exp(u) q C and d = A 1 + exp(u) q n
@@ -105,7 +105,7 @@ class _Products(torch.autograd.Function):
             dpart.M.copy_(-dlog.sum(-1))
             dpart.u.copy_((from_C * qg * u).sum(-1))
             dS = dA.mul_(E)
-            dq[:, :, group] = dS @ kg + u * from_C
+            dq[group] = dS @ kg + u * from_C
             dk_within, dv_within = dS.transpose(-1, -2) @ qg, A.transpose(-1, -2) @ dr
 
             # C_{c+1} = exp(kept_c) C_c + (exp(w) k)^T v
@@ -120,22 +120,22 @@ class _Products(torch.autograd.Function):
             if dd is not None:
                 dkw = dkw + dns[..., None, :].to(q.dtype)
                 dkept = dkept + (dns * ns).sum(-1)
-            dk[:, :, group] = dk_within + dkw * w
-            dv[:, :, group] = dv_within + (kg * w) @ dCs.to(q.dtype)
+            dk[group] = dk_within + dkw * w
+            dv[group] = dv_within + (kg * w) @ dCs.to(q.dtype)
             dpart.w.copy_((dkw * kg * w).sum(-1))
             dpart.kept.copy_(dkept * part.kept.exp())
         return dq, dk, dv, *dweights, dm, dC, dn, None
 
 
 def _groups(q: Tensor) -> list[slice]:
-    chunks, size = q.shape[2], max(1, GROUP // q.shape[3])
+    chunks, size = len(q), max(1, GROUP // q.shape[-2])
     return [slice(begin, min(begin + size, chunks)) for begin in range(0, chunks, size)]
 
 
 def _within(q: Tensor, k: Tensor, weights: Weights, visible: Tensor, group: slice) -> tuple[Tensor, Tensor]:
-    """A and its weights exp(a_s - M_t), each [B, H, n, L, L]."""
+    """A and its weights exp(a_s - M_t), each [n, B, H, L, L]."""
     if visible.dim() > 2:
-        visible = visible[:, :, group]
+        visible = visible[group]
     log = (weights.a[..., None, :] - weights.M[..., None]).masked_fill_(~visible, -torch.inf)
     E = log.exp_().to(q.dtype)
     return (q @ k.transpose(-1, -2)).mul_(E), E
@@ -148,14 +148,14 @@ def _denominator(d: Tensor, m: Tensor) -> Tensor:
 def _carry(
     k: Tensor, v: Tensor, weights: Weights, C: Tensor, n: Tensor, *, normalised: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The memories at the start of all chunks, C [B, H, n, DK, DV] and n [B, H, n, DK], and those after the last."""
+    """The memories at the start of all chunks, C [n, B, H, DK, DV] and n [n, B, H, DK], and those after the last."""
     k = k * weights.w.exp()[..., None].to(k.dtype)
     added, n_added, kept = (k.transpose(-1, -2) @ v).to(C.dtype), k.sum(-2, dtype=C.dtype), weights.kept.exp()
     Cs, ns = torch.empty_like(added), torch.empty_like(n_added)
-    for c in range(k.shape[2]):
-        Cs[:, :, c], ns[:, :, c] = C, n
-        C = torch.addcmul(added[:, :, c], kept[:, :, c, None, None], C)
-        n = torch.addcmul(n_added[:, :, c], kept[:, :, c, None], n) if normalised else n
+    for c in range(len(k)):
+        Cs[c], ns[c] = C, n
+        C = torch.addcmul(added[c], kept[c, ..., None, None], C)
+        n = torch.addcmul(n_added[c], kept[c, ..., None], n) if normalised else n
     return Cs, ns, C, n
 
 
@@ -164,10 +164,10 @@ def _carry_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the memories at the end of all chunks, and of that at the start of the first."""
     dCs, dns = torch.empty_like(dC_read), dn.new_zeros(*dC_read.shape[:-1])
-    for c in reversed(range(kept.shape[2])):
-        dCs[:, :, c] = dC
-        dC = torch.addcmul(dC_read[:, :, c], kept[:, :, c, None, None], dC)
+    for c in reversed(range(len(kept))):
+        dCs[c] = dC
+        dC = torch.addcmul(dC_read[c], kept[c, ..., None, None], dC)
         if dn_read is not None:
-            dns[:, :, c] = dn
-            dn = torch.addcmul(dn_read[:, :, c], kept[:, :, c, None], dn)
+            dns[c] = dn
+            dn = torch.addcmul(dn_read[c], kept[c, ..., None], dn)
     return dCs, dns, dC, dn
