@@ -4,6 +4,7 @@ from exlstm.ops.backends import register
 from exlstm.ops.chunkwise import hmlstm as _chunkwise_hmlstm
 from exlstm.ops.chunkwise import mlstm as _chunkwise_mlstm
 from exlstm.ops.chunkwise import slstm as _chunkwise_slstm
+from exlstm.ops.cpu import mlstm as _cpu_mlstm
 from exlstm.ops.cpu import slstm as _cpu_slstm
 from exlstm.ops.hmlstm import HMLSTMState, hmlstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
@@ -12,6 +13,7 @@ from exlstm.ops.reference import mlstm as _reference_mlstm
 from exlstm.ops.reference import slstm as _reference_slstm
 from exlstm.ops.slstm import SLSTMState, slstm
 
+register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)

@@ -10,7 +10,7 @@ import torch
 from tests.ops.cases import LENGTHS, assert_same, draw, leaves
 
 TOLERANCE = 1e-9
-FAST_BACKENDS = [("mlstm", "torch"), ("hmlstm", "torch"), ("slstm", "torch"), ("slstm", "cpu")]
+FAST_BACKENDS = [("mlstm", "torch"), ("hmlstm", "torch"), ("slstm", "torch"), ("slstm", "cpu"), ("mlstm", "cpu")]
 
 
 @pytest.mark.parametrize(("operator", "backend"), FAST_BACKENDS)
@@ -25,21 +25,22 @@ def test_outputs_states_and_gradients_equal_the_reference(operator, backend, tim
         assert_same(actual, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
-def test_sigmoid_input_gate_equals_the_reference(steps):
+def test_sigmoid_input_gate_equals_the_reference(backend, steps):
     case = draw("mlstm", 150, steps=steps, input_gate="sigmoid")
     for actual, expected in zip(
-        case.outputs_and_gradients("torch"), case.outputs_and_gradients("reference"), strict=True
+        case.outputs_and_gradients(backend), case.outputs_and_gradients("reference"), strict=True
     ):
         assert_same(actual, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize("operator", ["mlstm", "hmlstm"])
-def test_chunk_size_changes_nothing(operator):
+@pytest.mark.parametrize(("operator", "backend"), [("mlstm", "torch"), ("mlstm", "cpu"), ("hmlstm", "torch")])
+def test_chunk_size_changes_nothing(operator, backend):
     case = draw(operator, 65)
-    expected = leaves(case.whole("torch"))
+    expected = leaves(case.whole(backend))
     for size in (1, 2, 16, 128):
-        assert_same(leaves(case.whole("torch", chunk_size=size)), expected, TOLERANCE)
+        assert_same(leaves(case.whole(backend, chunk_size=size)), expected, TOLERANCE)
 
 
 @pytest.mark.parametrize(("operator", "backend"), FAST_BACKENDS)

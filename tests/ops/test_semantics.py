@@ -8,6 +8,7 @@ from exlstm.ops import hmlstm, mlstm, slstm
 from tests.ops.cases import BATCH, DK, DV, HEADS, LEVELS, assert_same, draw, leaves
 
 ALL = [(o, b) for o in ("mlstm", "hmlstm", "slstm") for b in ("reference", "torch")]
+ALL += [("mlstm", "cpu"), ("slstm", "cpu")]
 TOLERANCE = 1e-9  # see test_backends_agree
 
 

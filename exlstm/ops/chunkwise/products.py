@@ -1,6 +1,6 @@
 """The matrix products of the chunkwise mLSTM, with a backward that recomputes instead of storing.
 
-What depends on gates alone is O(T) and left to autograd (`chunkwise.mlstm`). This node takes the logarithms of all
+What depends on gates alone is O(T) and left to autograd (`chunkwise.gates`). This node takes the logarithms of all
 weights and does the rest. With the memory C_c, n_c at the start of chunk c, t and s steps of one chunk:
 
     A_ts    = exp(a_s - M_t) q_t . k_s                               for visible s
@@ -12,39 +12,30 @@ Only inputs, h, d and the memories at the start of every group of chunks are kep
 L x L matrices are computed again in the backward, so that the memory of a call is that of its inputs and outputs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from exlstm.ops.chunkwise.gates import Gates, Weights
 from exlstm.ops.mlstm import EPS, largest_floor, normaliser_floor
 
 GROUP = 1024  # steps whose memories and L x L matrices exist at one time
 
 
-class Weights(NamedTuple):
-    """Logarithms of the weights; -inf is a weight of 0."""
-
-    a: Tensor  # [N, B, H, L] of a step within its chunk, seen from the chunk's start
-    M: Tensor  # [N, B, H, L] what is subtracted at step t
-    u: Tensor  # [N, B, H, L] of the memory at the chunk's start, at step t
-    w: Tensor  # [N, B, H, L] of a step in the memory at the chunk's end
-    kept: Tensor  # [N, B, H] of the memory at the chunk's start in that at its end
-
-
-def products(
-    q: Tensor, k: Tensor, v: Tensor, weights: Weights, m: Tensor | None, C: Tensor, n: Tensor, visible: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def products(q: Tensor, k: Tensor, v: Tensor, gates: Gates, C: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """h [N, B, H, L, DV], and the memory C [B, H, DK, DV], n [B, H, DK] after the last chunk.
 
     Args:
         q, k, v: [N, B, H, L, D], q scaled.
-        weights: logarithms, in the dtype of the state.
-        m: [N, B, H, L] the stabilisers of all steps, or None for a read without normaliser.
+        gates: the weights, in the dtype of the state.
         C, n: the memory before the first chunk.
-        visible: bool, broadcasts to [N, B, H, L (t), L (s)].
     """
-    return _Products.apply(q, k, v, *weights, m, C, n, visible)
+    size = q.shape[-2]
+    visible = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+    if gates.document is not None:
+        visible = visible & (gates.document[..., :, None] == gates.document[..., None, :])
+    return _Products.apply(q, k, v, *gates.weights, gates.m, C, n, visible)
 
 
 class _Products(torch.autograd.Function):

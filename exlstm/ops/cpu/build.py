@@ -8,6 +8,7 @@ and then renamed, so several processes that start at once never see half a file.
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -59,7 +60,8 @@ def load(source: Path, real: str) -> ctypes.CDLL:
     compiler = find_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler found (set CXX, or install g++ or clang++)")
-    identity = [source.read_text(), _output([compiler, "--version"]), " ".join(_OPTIONS), real, _processor()]
+    headers = [x.read_text() for x in sorted(source.parent.glob("*.h"))]
+    identity = [source.read_text(), *headers, _output([compiler, "--version"]), " ".join(_OPTIONS), real, _processor()]
     name = f"{source.stem}-{real}-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:20]}.so"
     path = cache_folder() / name
     if not path.is_file():
@@ -68,6 +70,34 @@ def load(source: Path, real: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded ({error}); delete it to have it built again") from error
+
+
+def real_of(dtype: torch.dtype) -> str:
+    """The C++ type that states of `dtype` have."""
+    return {torch.float32: "float", torch.float64: "double"}[dtype]
+
+
+def obstacle_of(source: Path, device: torch.device | None) -> str | None:
+    """Why the kernels of `source` cannot run on `device` (on this machine if None); None if they can."""
+    if device is not None and device.type != "cpu":
+        return f"it runs on a CPU only, not on {device.type}"
+    return _failure(source)
+
+
+@functools.cache
+def _failure(source: Path) -> str | None:
+    try:
+        load(source, "float")
+        parallel_for()
+    except (BuildError, OSError, AttributeError) as error:
+        _tell_once(str(error))
+        return str(error)
+    return None
+
+
+@functools.cache
+def _tell_once(reason: str) -> None:
+    logging.getLogger("exlstm").warning("running without C++ kernels, several times slower: %s", reason)
 
 
 @functools.cache

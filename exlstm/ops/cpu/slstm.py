@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from exlstm.ops.cpu.build import BuildError, load, parallel_for
+from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.slstm import SLSTMState
 
 _SOURCE = Path(__file__).with_name("slstm.cpp")
-_REALS = {torch.float32: "float", torch.float64: "double"}
+
+obstacle = functools.partial(obstacle_of, _SOURCE)
 
 
 def slstm(
@@ -28,24 +28,6 @@ def slstm(
     return h.to(x.dtype), SLSTMState(*final.unbind(1))
 
 
-def obstacle(device: torch.device | None) -> str | None:
-    """Why this backend cannot run on `device`."""
-    if device is not None and device.type != "cpu":
-        return f"it runs on a CPU only, not on {device.type}"
-    return _build_error()
-
-
-@functools.cache
-def _build_error() -> str | None:
-    try:
-        load(_SOURCE, "float")
-        parallel_for()
-    except (BuildError, OSError, AttributeError) as error:
-        logging.getLogger("exlstm").warning("sLSTM runs without its C++ kernel, several times slower: %s", error)
-        return str(error)
-    return None
-
-
 @torch.library.custom_op("exlstm::slstm_cpu", mutates_args=())
 def _forward(
     x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, keep: bool
@@ -57,7 +39,7 @@ def _forward(
     """
     batch, time, _, heads, width = x.shape
     x, initial, mask, reset = x.contiguous(), initial.contiguous(), _contiguous(mask), _contiguous(reset)
-    library = load(_SOURCE, _REALS[initial.dtype])
+    library = load(_SOURCE, real_of(initial.dtype))
     tiles = -(-width // library.exlstm_lanes())
     packed = pad(r, (0, tiles * library.exlstm_lanes() - width)).unflatten(-1, (tiles, -1))  # [4, H, D, tiles, lanes]
     packed = packed.permute(1, 3, 2, 0, 4).contiguous()
@@ -95,7 +77,7 @@ def _backward(
     initial, mask, reset = initial.contiguous(), _contiguous(mask), _contiguous(reset)
     grad_h, grad_final = grad_h.contiguous(), grad_final.contiguous()
     width = gates.shape[-1]
-    library = load(_SOURCE, _REALS[initial.dtype])
+    library = load(_SOURCE, real_of(initial.dtype))
     tiles = -(-width // library.exlstm_lanes())
     short = tiles * library.exlstm_lanes() - width
     packed = pad(r, (0, short, 0, short)).unflatten(2, (tiles, -1))  # [4, H, tiles, lanes, padded D]
