@@ -24,6 +24,8 @@ _OPTIONS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-
 _NATIVE = ("-march=native", "-mcpu=native", "")  # the first that the compiler takes
 
 
+_LOG = logging.getLogger("exlstm")
+_failures: list[str] = []
 _forked = False
 
 
@@ -90,14 +92,11 @@ def _failure(source: Path) -> str | None:
         load(source, "float")
         parallel_for()
     except (BuildError, OSError, AttributeError) as error:
-        _tell_once(str(error))
+        if not _failures:
+            _LOG.warning("running without C++ kernels, several times slower: %s", error)
+        _failures.append(str(error))
         return str(error)
     return None
-
-
-@functools.cache
-def _tell_once(reason: str) -> None:
-    logging.getLogger("exlstm").warning("running without C++ kernels, several times slower: %s", reason)
 
 
 @functools.cache
