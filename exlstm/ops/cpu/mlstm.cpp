@@ -5,7 +5,7 @@
 // triangle is computed. The backward computes the memories of a group of chunks again from the one kept at its start;
 // it holds them transposed, since that is how its products read them.
 
-#include "product.h"
+#include "chunk.h"
 
 namespace {
 
@@ -14,91 +14,26 @@ struct Sizes {
   REAL scale;                                        // of q
   int64_t chunks() const { return (time + size - 1) / size; }
   int64_t tasks() const { return batch * heads; }
-  int64_t gate(int64_t c, int64_t task) const { return (c * tasks() + task) * size; }  // into [N, B, H, L]
-  int64_t row(int64_t task, int64_t t, int64_t width) const {                          // into [B, T, H, width]
-    return ((task / heads * time + t) * heads + task % heads) * width;
+};
+
+// Chunks of one head of one row of tensors [B, T, H, D] and gates [N, B, H, L].
+struct At {
+  const Sizes& s;
+  int64_t task, size;
+  At(const Sizes& s, int64_t task) : s(s), task(task), size(s.size) {}
+  int64_t index(int64_t c) const { return c * s.tasks() + task; }
+  int64_t gate(int64_t c) const { return index(c) * size; }
+  int64_t row(int64_t c, int64_t t) const {
+    const int64_t step = c * size + t;
+    return step < s.time ? (task / s.heads * s.time + step) * s.heads + task % s.heads : -1;
   }
-  int64_t length(int64_t c) const { return c + 1 < chunks() ? size : time - c * size; }
 };
 
 struct Gates {
-  const REAL *a, *M, *u, *w, *kept, *m;  // [N, B, H, L] but kept [N, B, H]; m is null where nothing is normalised
-  const int64_t* document;               // [N, B, H, L], or null
+  const REAL *a, *M, *u, *w, *kept, *m;  // [N, B, H, L] but kept [N, B, H]
+  const int64_t* document;
+  Weights weights() const { return {a, M, m, document, nullptr, 0}; }
 };
-
-// A matrix of a task, zero at first, with room for the padding that `product` touches.
-struct Matrix {
-  int64_t stride;
-  std::vector<REAL> data;
-  Matrix(int64_t rows, int64_t columns)
-      : stride(padded_columns(columns)), data((padded_rows(rows) + ROWS) * padded_columns(columns)) {}
-  REAL* operator[](int64_t row) { return data.data() + row * stride; }
-};
-
-constexpr REAL EPS = 1e-6;
-inline REAL floor_of(REAL m) {
-  const REAL most = IS_FLOAT ? 80 : 700;
-  return std::exp(-m < most ? -m : most);
-}
-
-// Copy a chunk of x [B, T, H, width], and its transpose if wanted; rows that are not there are 0.
-template <class In>
-void fetch(const Sizes& s, const In* x, int64_t task, int64_t c, int64_t width, REAL scale, Matrix& to, Matrix* flipped) {
-  const int64_t length = s.length(c);
-  for (int64_t t = 0; t < s.size; t++) {
-    REAL* row = to[t];
-    if (t < length) {
-      const In* from = x + s.row(task, c * s.size + t, width);
-      for (int64_t j = 0; j < width; j++) row[j] = scale * widen(from[j]);
-    } else {
-      std::memset(row, 0, width * sizeof(REAL));
-    }
-  }
-  if (flipped) transpose(to[0], s.size, width, to.stride, (*flipped)[0], flipped->stride);
-}
-
-// E_ts = exp(a_s - M_t) where s is visible at t, else 0; A = E S in place of S. Row sums of A go to `sums`.
-void weigh(const Sizes& s, const Gates& g, int64_t at, Matrix& S, Matrix* E, REAL* sums) {
-  const REAL *a = g.a + at, *M = g.M + at;
-  for (int64_t t = 0; t < s.size; t++) {
-    const int64_t filled = std::min(round_up(std::min((t / ROWS + 1) * ROWS, s.size), LANES), S.stride);
-    Vec total{};
-    for (int64_t j = 0; j < filled; j += LANES) {
-      const int count = int(std::min<int64_t>(LANES, std::max<int64_t>(t + 1 - j, 0)));
-      Vec e{};
-      if (count > 0) {
-        e = exp(load(a + j, int(std::min<int64_t>(LANES, s.size - j))) - M[t]);
-        for (int i = count; i < LANES; i++) e[i] = 0;
-        if (g.document)
-          for (int i = 0; i < count; i++)
-            if (g.document[at + j + i] != g.document[at + t]) e[i] = 0;
-      }
-      const Vec product = count > 0 ? e * load(S[t] + j) : Vec{};
-      store(S[t] + j, product);
-      if (E) store((*E)[t] + j, e);
-      total += product;
-    }
-    if (sums) sums[t] = sum(total);
-  }
-}
-
-void scale_rows(Matrix& from, const REAL* log, int64_t rows, Matrix& to) {
-  for (int64_t t = 0; t < rows; t++) {
-    const REAL weight = std::exp(log[t]);
-    for (int64_t j = 0; j < from.stride; j += LANES) store(to[t] + j, weight * load(from[t] + j));
-  }
-}
-
-REAL dot(const REAL* x, const REAL* y, int64_t padded) {
-  Vec total{};
-  for (int64_t j = 0; j < padded; j += LANES) total += load(x + j) * load(y + j);
-  return sum(total);
-}
-
-// y = keep y + weight x
-void add(REAL* y, REAL keep, REAL weight, const REAL* x, int64_t padded) {
-  for (int64_t j = 0; j < padded; j += LANES) store(y + j, keep * load(y + j) + weight * load(x + j));
-}
 
 template <class In>
 struct Forward {
@@ -114,30 +49,26 @@ struct Forward {
     const int64_t L = s.size, dk = s.dk, dv = s.dv;
     Matrix Q(L, dk), K(L, dk), Kw(L, dk), V(L, dv), KT(dk, L), S(L, L), H(L, dv), C(dk, dv), n(1, dk);
     std::vector<REAL> sums(L);
+    const At at(s, task);
+    const Weights weights = g.weights();
     for (int64_t i = 0; i < dk; i++) std::memcpy(C[i], C0 + (task * dk + i) * dv, dv * sizeof(REAL));
     std::memcpy(n[0], n0 + task * dk, dk * sizeof(REAL));
     for (int64_t c = 0; c < s.chunks(); c++) {
-      const int64_t at = s.gate(c, task);
-      if (C_kept && c % s.group == 0) keep(c / s.group, task, C, n);
-      fetch(s, q, task, c, dk, s.scale, Q, nullptr);
-      fetch(s, k, task, c, dk, 1, K, &KT);
-      fetch(s, v, task, c, dv, 1, V, nullptr);
+      const int64_t gate = at.gate(c);
+      if (C_kept && c % s.group == 0) keep(at.index(c / s.group), C, n);
+      fetch(at, q, c, dk, s.scale, Q, nullptr);
+      fetch(at, k, c, dk, 1, K, &KT);
+      fetch(at, v, c, dv, 1, V, nullptr);
       product(C_LOWER, L, L, dk, Q[0], Q.stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-      weigh(s, g, at, S, nullptr, sums.data());
+      weigh(weights, gate, L, S, nullptr, sums.data());
       product(A_LOWER, L, dv, L, S[0], S.stride, 1, V[0], V.stride, H[0], H.stride, 0);
-      scale_rows(Q, g.u + at, L, Q);
+      scale_rows(Q, g.u + gate, L, Q);
       product(ALL, L, dv, dk, Q[0], Q.stride, 1, C[0], C.stride, H[0], H.stride, 1);
-      for (int64_t t = 0; t < s.length(c); t++) {
-        REAL inverse = 1;
-        if (g.m) {
-          d[at + t] = sums[t] + dot(Q[t], n[0], Q.stride);
-          inverse = 1 / (std::max(std::fabs(d[at + t]), floor_of(g.m[at + t])) + EPS);
-        }
-        In* out = h + s.row(task, c * L + t, dv);
-        for (int64_t j = 0; j < dv; j++) narrow(H[t][j] * inverse, out[j]);
-      }
-      const REAL kept = std::exp(g.kept[c * s.tasks() + task]);
-      scale_rows(K, g.w + at, L, Kw);
+      if (g.m)
+        for (int64_t t = 0; t < L; t++) d[gate + t] = sums[t] + dot(Q[t], n[0], Q.stride);
+      divide(at, weights, c, dv, H, d + gate, h);
+      const REAL kept = std::exp(g.kept[at.index(c)]);
+      scale_rows(K, g.w + gate, L, Kw);
       product(ALL, dk, dv, L, Kw[0], 1, Kw.stride, V[0], V.stride, C[0], C.stride, kept);
       if (g.m) {
         add(n[0], kept, 1, Kw[0], Kw.stride);
@@ -148,8 +79,7 @@ struct Forward {
     std::memcpy(n1 + task * dk, n[0], dk * sizeof(REAL));
   }
 
-  void keep(int64_t group, int64_t task, Matrix& C, Matrix& n) const {
-    const int64_t at = group * s.tasks() + task;
+  void keep(int64_t at, Matrix& C, Matrix& n) const {
     for (int64_t i = 0; i < s.dk; i++) std::memcpy(C_kept + (at * s.dk + i) * s.dv, C[i], s.dv * sizeof(REAL));
     std::memcpy(n_kept + at * s.dk, n[0], s.dk * sizeof(REAL));
   }
@@ -174,55 +104,57 @@ struct Backward {
         from_C(L, dk), dQ(L, dk), dK(L, dk), dKw(L, dk), dV(L, dv), dC(dk, dv), dCT(dv, dk), dn(1, dk), Vw(L, dv);
     std::vector<Matrix> CT(s.group, Matrix(dv, dk)), n(s.group, Matrix(1, dk));
     std::vector<REAL> dd(L);
+    const At at(s, task);
+    const Weights weights = g.weights();
     transpose(dC1 + task * dk * dv, dk, dv, dv, dCT[0], dCT.stride);
     std::memcpy(dn[0], dn1 + task * dk, dk * sizeof(REAL));
     for (int64_t group = (s.chunks() - 1) / s.group; group >= 0; group--) {
       const int64_t first = group * s.group, last = std::min(first + s.group, s.chunks()) - 1;
-      memories(task, group, first, last, K, V, Vw, scaled, CT, n);
+      memories(at, group, first, last, K, V, Vw, scaled, CT, n);
       for (int64_t c = last; c >= first; c--) {
-        const int64_t at = s.gate(c, task);
+        const int64_t gate = at.gate(c);
         Matrix &Cc = CT[c - first], &nc = n[c - first];
-        fetch(s, q, task, c, dk, s.scale, Q, nullptr);
-        fetch(s, k, task, c, dk, 1, K, &KT);
-        fetch(s, v, task, c, dv, 1, V, &VT);
-        quotient(task, c, D, dd);
+        fetch(at, q, c, dk, s.scale, Q, nullptr);
+        fetch(at, k, c, dk, 1, K, &KT);
+        fetch(at, v, c, dv, 1, V, &VT);
+        undivide(at, weights, c, dv, dh, h, d + gate, D, dd.data(), dm);
 
         product(C_LOWER, L, L, dk, Q[0], Q.stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-        weigh(s, g, at, S, &E, nullptr);
+        weigh(weights, gate, L, S, &E, nullptr);
         product(C_LOWER, L, L, dv, D[0], D.stride, 1, VT[0], VT.stride, dA[0], dA.stride, 0);
-        logarithms(at, S, E, dA, dd);  // dA becomes the gradient of q k^T
+        unweigh(weights, gate, L, S, E, dA, dd.data(), da, dM, nullptr);  // dA becomes the gradient of q k^T
 
         product(ALL, L, dk, dv, D[0], D.stride, 1, Cc[0], Cc.stride, from_C[0], from_C.stride, 0);
         product(A_LOWER, L, dk, L, dA[0], dA.stride, 1, K[0], K.stride, dQ[0], dQ.stride, 0);
         for (int64_t t = 0; t < L; t++) {
-          const REAL u = std::exp(g.u[at + t]);
+          const REAL u = std::exp(g.u[gate + t]);
           if (g.m) add(from_C[t], 1, dd[t], nc[0], from_C.stride);
-          du[at + t] = u * dot(from_C[t], Q[t], Q.stride);
+          du[gate + t] = u * dot(from_C[t], Q[t], Q.stride);
           add(dQ[t], s.scale, u * s.scale, from_C[t], dQ.stride);
         }
-        put(task, c, dk, dQ, dq);
+        put(at, c, dk, dQ, dq);
 
         product(A_UPPER, L, dk, L, dA[0], 1, dA.stride, Q[0], Q.stride, dK[0], dK.stride, 0);
         product(ALL, L, dk, dv, V[0], V.stride, 1, dCT[0], dCT.stride, dKw[0], dKw.stride, 0);
         for (int64_t t = 0; t < L; t++) {
-          const REAL w = std::exp(g.w[at + t]);
+          const REAL w = std::exp(g.w[gate + t]);
           if (g.m) add(dKw[t], 1, 1, dn[0], dKw.stride);
-          dw[at + t] = w * dot(dKw[t], K[t], K.stride);
+          dw[gate + t] = w * dot(dKw[t], K[t], K.stride);
           add(dK[t], 1, w, dKw[t], dK.stride);
         }
-        put(task, c, dk, dK, dk_);
+        put(at, c, dk, dK, dk_);
 
         transpose(dCT[0], dv, dk, dCT.stride, dC[0], dC.stride);
-        scale_rows(K, g.w + at, L, scaled);
+        scale_rows(K, g.w + gate, L, scaled);
         product(A_UPPER, L, dv, L, S[0], 1, S.stride, D[0], D.stride, dV[0], dV.stride, 0);
         product(ALL, L, dv, dk, scaled[0], scaled.stride, 1, dC[0], dC.stride, dV[0], dV.stride, 1);
-        put(task, c, dv, dV, dv_);
+        put(at, c, dv, dV, dv_);
 
-        const REAL kept = std::exp(g.kept[c * s.tasks() + task]);
+        const REAL kept = std::exp(g.kept[at.index(c)]);
         REAL through = g.m ? dot(dn[0], nc[0], dn.stride) : 0;
         for (int64_t j = 0; j < dv; j++) through += dot(dCT[j], Cc[j], dCT.stride);
-        dkept[c * s.tasks() + task] = kept * through;
-        scale_rows(Q, g.u + at, L, scaled);
+        dkept[at.index(c)] = kept * through;
+        scale_rows(Q, g.u + gate, L, scaled);
         product(ALL, dv, dk, L, D[0], 1, D.stride, scaled[0], scaled.stride, dCT[0], dCT.stride, kept);
         if (g.m) {
           add(dn[0], kept, dd[0], scaled[0], dn.stride);
@@ -235,17 +167,17 @@ struct Backward {
   }
 
   // The memories at the start of a group's chunks, from the one kept at its start.
-  void memories(int64_t task, int64_t group, int64_t first, int64_t last, Matrix& K, Matrix& V, Matrix& Vw, Matrix& Kw,
+  void memories(const At& at, int64_t group, int64_t first, int64_t last, Matrix& K, Matrix& V, Matrix& Vw, Matrix& Kw,
                 std::vector<Matrix>& CT, std::vector<Matrix>& n) const {
-    const int64_t dk = s.dk, dv = s.dv, at = group * s.tasks() + task;
-    transpose(C_kept + at * dk * dv, dk, dv, dv, CT[0][0], CT[0].stride);
-    std::memcpy(n[0][0], n_kept + at * dk, dk * sizeof(REAL));
+    const int64_t dk = s.dk, dv = s.dv, kept_at = at.index(group);
+    transpose(C_kept + kept_at * dk * dv, dk, dv, dv, CT[0][0], CT[0].stride);
+    std::memcpy(n[0][0], n_kept + kept_at * dk, dk * sizeof(REAL));
     for (int64_t c = first; c < last; c++) {
-      const REAL kept = std::exp(g.kept[c * s.tasks() + task]);
-      const REAL* w = g.w + s.gate(c, task);
+      const REAL kept = std::exp(g.kept[at.index(c)]);
+      const REAL* w = g.w + at.gate(c);
       Matrix &now = CT[c - first], &next = CT[c - first + 1];
-      fetch(s, k, task, c, dk, 1, K, nullptr);
-      fetch(s, v, task, c, dv, 1, V, nullptr);
+      fetch(at, k, c, dk, 1, K, nullptr);
+      fetch(at, v, c, dv, 1, V, nullptr);
       scale_rows(V, w, s.size, Vw);
       next.data = now.data;
       product(ALL, dv, dk, s.size, Vw[0], 1, Vw.stride, K[0], K.stride, next[0], next.stride, kept);
@@ -256,68 +188,7 @@ struct Backward {
       for (int64_t t = 1; t < s.size; t++) add(n[c - first + 1][0], 1, 1, Kw[t], Kw.stride);
     }
   }
-
-  // Through h = read / (max(|d|, floor) + eps): D is the gradient of the read, dd that of d.
-  void quotient(int64_t task, int64_t c, Matrix& D, std::vector<REAL>& dd) const {
-    fetch(s, dh, task, c, s.dv, 1, D, nullptr);
-    std::fill(dd.begin(), dd.end(), REAL(0));
-    if (!g.m) return;
-    const int64_t at = s.gate(c, task);
-    for (int64_t t = 0; t < s.size; t++) {
-      dm[at + t] = 0;
-      if (t >= s.length(c)) continue;
-      const REAL value = d[at + t], size = std::fabs(value), m = g.m[at + t], floor = floor_of(m);
-      const REAL inverse = 1 / (std::max(size, floor) + EPS);
-      const In* out = h + s.row(task, c * s.size + t, s.dv);
-      REAL through = 0;
-      for (int64_t j = 0; j < s.dv; j++) {
-        D[t][j] *= inverse;
-        through -= D[t][j] * widen(out[j]);
-      }
-      const REAL to_d = size > floor ? 1 : size == floor ? 0.5 : 0;  // as torch.maximum has it
-      dd[t] = through * to_d * (value > 0 ? 1 : value < 0 ? -1 : 0);
-      if (-m <= (IS_FLOAT ? 80 : 700)) dm[at + t] = -through * (1 - to_d) * floor;
-    }
-  }
-
-  // Through A = E S and E = exp(a - M); on return dA is the gradient of S.
-  void logarithms(int64_t at, Matrix& A, Matrix& E, Matrix& dA, const std::vector<REAL>& dd) const {
-    std::vector<REAL> columns(A.stride);
-    for (int64_t t = 0; t < s.size; t++) {
-      const int64_t filled = std::min(round_up(std::min((t / ROWS + 1) * ROWS, s.size), LANES), A.stride);
-      Vec total{};
-      for (int64_t j = 0; j < filled; j += LANES) {
-        const Vec e = load(E[t] + j);
-        // Above the diagonal dA was not computed; its weight is 0 there.
-        const Vec through = e == 0 ? Vec{} : load(dA[t] + j) + dd[t], log = through * load(A[t] + j);
-        store(dA[t] + j, through * e);
-        store(&columns[j], load(&columns[j]) + log);
-        total += log;
-      }
-      dM[at + t] = -sum(total);
-    }
-    std::memcpy(da + at, columns.data(), s.size * sizeof(REAL));
-  }
-
-  void put(int64_t task, int64_t c, int64_t width, Matrix& from, In* to) const {
-    for (int64_t t = 0; t < s.length(c); t++) {
-      In* out = to + s.row(task, c * s.size + t, width);
-      for (int64_t j = 0; j < width; j++) narrow(from[t][j], out[j]);
-    }
-  }
 };
-
-template <class Work>
-void run(const Work& work, ParallelFor parallel_for) {
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    for (int64_t task = begin; task < end; task++) (*static_cast<const Work*>(pointer))(task);
-  };
-  void* pointer = const_cast<void*>(static_cast<const void*>(&work));
-  if (parallel_for)
-    parallel_for(0, work.s.tasks(), 1, some, pointer);
-  else
-    some(0, work.s.tasks(), pointer);
-}
 
 }  // namespace
 
@@ -327,7 +198,7 @@ extern "C" {
   void exlstm_mlstm_forward_##NAME(ParallelFor parallel_for, const Sizes* s, const IN* q, const IN* k, const IN* v,    \
                                    const Gates* g, const REAL* C0, const REAL* n0, IN* h, REAL* d, REAL* C1, REAL* n1, \
                                    REAL* C_kept, REAL* n_kept) {                                                       \
-    run(Forward<IN>{*s, q, k, v, *g, C0, n0, h, d, C1, n1, C_kept, n_kept}, parallel_for);                             \
+    run(Forward<IN>{*s, q, k, v, *g, C0, n0, h, d, C1, n1, C_kept, n_kept}, s->tasks(), parallel_for);                             \
   }                                                                                                                    \
   void exlstm_mlstm_backward_##NAME(ParallelFor parallel_for, const Sizes* s, const IN* q, const IN* k, const IN* v,   \
                                     const Gates* g, const IN* h, const REAL* d, const REAL* C_kept,                    \
@@ -336,7 +207,7 @@ extern "C" {
                                     REAL* dC0, REAL* dn0) {                                                            \
     run(Backward<IN>{*s, q, k, v, *g, h, d, C_kept, n_kept, dh, dC1, dn1, dq, dk, dv, da, dM, du, dw, dkept, dm, dC0,  \
                      dn0},                                                                                             \
-        parallel_for);                                                                                                 \
+        s->tasks(), parallel_for);                                                                                                 \
   }
 
 EXLSTM_MLSTM(real, REAL)
