@@ -10,7 +10,14 @@ import torch
 from tests.ops.cases import LENGTHS, assert_same, draw, leaves
 
 TOLERANCE = 1e-9
-FAST_BACKENDS = [("mlstm", "torch"), ("hmlstm", "torch"), ("slstm", "torch"), ("slstm", "cpu"), ("mlstm", "cpu")]
+FAST_BACKENDS = [
+    ("mlstm", "torch"),
+    ("hmlstm", "torch"),
+    ("slstm", "torch"),
+    ("slstm", "cpu"),
+    ("mlstm", "cpu"),
+    ("hmlstm", "cpu"),
+]
 
 
 @pytest.mark.parametrize(("operator", "backend"), FAST_BACKENDS)
@@ -35,7 +42,9 @@ def test_sigmoid_input_gate_equals_the_reference(backend, steps):
         assert_same(actual, expected, TOLERANCE)
 
 
-@pytest.mark.parametrize(("operator", "backend"), [("mlstm", "torch"), ("mlstm", "cpu"), ("hmlstm", "torch")])
+@pytest.mark.parametrize(
+    ("operator", "backend"), [("mlstm", "torch"), ("mlstm", "cpu"), ("hmlstm", "torch"), ("hmlstm", "cpu")]
+)
 def test_chunk_size_changes_nothing(operator, backend):
     case = draw(operator, 65)
     expected = leaves(case.whole(backend))

@@ -7,8 +7,7 @@ from torch.nn.functional import logsigmoid
 from exlstm.ops import hmlstm, mlstm, slstm
 from tests.ops.cases import BATCH, DK, DV, HEADS, LEVELS, assert_same, draw, leaves
 
-ALL = [(o, b) for o in ("mlstm", "hmlstm", "slstm") for b in ("reference", "torch")]
-ALL += [("mlstm", "cpu"), ("slstm", "cpu")]
+ALL = [(o, b) for o in ("mlstm", "hmlstm", "slstm") for b in ("reference", "torch", "cpu")]
 TOLERANCE = 1e-9  # see test_backends_agree
 
 
@@ -75,7 +74,7 @@ def test_a_row_without_any_step_keeps_its_state(operator, backend):
     assert_same(leaves(state), leaves(case.state), 0.0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("levels", [1, 2, 5, 12])
 def test_hmlstm_with_level_zero_is_mlstm(backend, levels):
     case = draw("mlstm", 200, state=False)
@@ -88,7 +87,7 @@ def test_hmlstm_with_level_zero_is_mlstm(backend, levels):
     assert_same([summed], [flat.m.exp()[..., None, None] * flat.C], TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("levels", [1, 2, 4, 9])
 def test_hmlstm_is_its_dense_definition(backend, levels):
     """The T x T form of the definition, written out."""

@@ -42,13 +42,13 @@ def hmlstm(
     carried = _Carried.of(state, size)
     layout = Layout.of(batch, time, size, carried.position, mask, reset)
     if layout.chunks == 0:  # no step is present
-        return torch.zeros_like(v), _as_state(
-            [*map(Memory._make, zip(*carried.slots, strict=True))], state.log_decay, layout, carried, state
+        return torch.zeros_like(v), as_state(
+            [*map(Memory._make, zip(*carried.slots, strict=True))], state.log_decay, layout, carried.position, state
         )
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     sequence = _Sequence(layout, carried, layout.gather(k), layout.gather(v), i, lf, state.log_decay)
     h = sequence.read(layout.gather(q * dk**-0.5), layout.gather(level.to(dtype)))
-    final = _as_state(*sequence.final(), layout, carried, state)
+    final = as_state(*sequence.final(), layout, carried.position, state)
     return layout.scatter(h, batch, time).to(v.dtype), final
 
 
@@ -169,7 +169,7 @@ class _Sequence:
             return []
         reads, first, position = [], self.first[self.on], self.carried.position[self.on]
         for j in range(self.inside):
-            begins = (position & (self.layout.size - 1)) >> (j + 1) << (j + 1)
+            begins = _block_begin(position & (self.layout.size - 1), j)
             between = _levels_between(begins[:, None], self.layout.size).clamp(max=top)  # [R, L]
             slot = self._slot(j)
             weight = level[first].gather(-1, between[:, None, :, None].expand(-1, level.shape[1], -1, -1))[..., 0]
@@ -190,7 +190,7 @@ class _Sequence:
     def final(self) -> tuple[list[Memory], Tensor]:
         """The slots, each [B, ...], after the last step of every row's last document, and its sum of log f [B, H]."""
         layout = self.layout
-        last = layout.last.clamp(max=layout.chunks - 1)  # rows without such a step are mended by `_as_state`
+        last = layout.last.clamp(max=layout.chunks - 1)  # rows without such a step are mended by `as_state`
         slots = self._final_inside(last)
         number = layout.position >> self.inside
         for b, level in enumerate(self.tree.levels):
@@ -207,32 +207,59 @@ class _Sequence:
 
     def _final_inside(self, last: Tensor) -> list[Memory]:
         """The slots smaller than a chunk, from the steps of the `last` chunk [B] and what a state held of it."""
-        layout, offset = self.layout, torch.arange(self.layout.size, device=last.device)
+        layout, total = self.layout, self.total[last]
         end = layout.position & (layout.size - 1)
-        slots, log = [], self.total[last][..., None] + self.a[last]
-        for j in range(self.inside):
-            begin = (end >> (j + 1)) << (j + 1)
-            length = ((end >> j) & 1) << j
-            covered = (offset >= begin[:, None]) & (offset < (begin + length)[:, None])
-            parts = [Memory.of_steps(self.k[last], self.v[last], log.masked_fill(~covered[:, None], -torch.inf))]
-            if len(self.on):
-                in_first = layout.continues[last] & (last == self.first)
-                for older in range(self.inside):
-                    at = ((self.carried.position & (layout.size - 1)) >> (older + 1)) << (older + 1)
-                    part = Memory(*(x[older] for x in self.carried.slots)).decayed(self.total[last])
-                    parts.append(part.only(in_first & (at >= begin) & (at < begin + length)))
-            slots.append(Memory.join(parts))
+        slots = slots_of_steps(self.k[last], self.v[last], total[..., None] + self.a[last], end)
+        if len(self.on) == 0:
+            return slots
+        in_first = layout.continues[last] & (last == self.first)
+        for older in range(self.inside):
+            at = _block_begin(self.carried.position & (layout.size - 1), older)
+            part = Memory(*(x[older] for x in self.carried.slots)).decayed(total)
+            for j in range(self.inside):
+                begin = _block_begin(end, j)
+                covered = in_first & (at >= begin) & (at < begin + (((end >> j) & 1) << j))
+                slots[j] = Memory.join([slots[j], part.only(covered)])
         return slots
 
 
-def _as_state(
-    slots: list[Memory], log_decay: Tensor, layout: Layout, carried: _Carried, state: HMLSTMState
-) -> HMLSTMState:
-    """The final state of every row: computed, as it came where its document has no step here, or empty."""
+def slots_of_steps(k: Tensor, v: Tensor, log: Tensor, end: Tensor) -> list[Memory]:
+    """The slots that are smaller than a chunk, from the steps of a chunk.
+
+    Args:
+        k, v: [B, H, L, D].
+        log: [B, H, L] log weights of the steps.
+        end: [B] how many of the chunk's steps there are, less than L; slot b is held if bit b of it is set.
+    """
+    size = k.shape[-2]
+    offset, slots = torch.arange(size, device=k.device), []
+    for j in range(size.bit_length() - 1):
+        begin = _block_begin(end, j)[:, None]
+        covered = (offset >= begin) & (offset < begin + (((end >> j) & 1) << j)[:, None])
+        slots.append(Memory.of_steps(k, v, log.masked_fill(~covered[:, None], -torch.inf)))
+    return slots
+
+
+def _block_begin(end: Tensor, bit: int) -> Tensor:
+    """Where the block of 2^bit steps begins that a bit of the position `end` stands for."""
+    return (end >> (bit + 1)) << (bit + 1)
+
+
+def as_state(slots: list[Memory], log_decay: Tensor, layout: Layout, begun: Tensor, state: HMLSTMState) -> HMLSTMState:
+    """The final state of every row: computed, as it came where its document has no step here, or empty.
+
+    Args:
+        slots: each [B, ...], from the smallest; those past the last of the state become one with it.
+        log_decay: [B, H] sum of log f of the row's last document.
+        begun: [B] the position that `layout` began with.
+        state: the initial state.
+    """
     levels = state.m.shape[-1]
+    nothing = slots[0].only(torch.zeros_like(layout.emptied))
+    slots = [*slots, *[nothing] * (levels - len(slots))]
     slots = [Memory.join([x]) for x in slots[: levels - 1]] + [Memory.join(slots[levels - 1 :])]
     C, n, m = (torch.stack(x, 2) for x in zip(*slots, strict=True))
-    position = layout.position + torch.where(layout.emptied, 0, state.position - carried.position)
+    position = layout.position + torch.where(layout.emptied, 0, state.position - begun)
     m = m.masked_fill(m == -torch.inf, 0.0)
     untouched = layout.last == layout.chunks
     ended = untouched & layout.emptied
