@@ -92,7 +92,9 @@ struct Forward {
       std::swap(C[free].data, leaf.data);
       ns[free].data = n.data;
       if (CT_kept) {
-        transpose(C[free][0], dk, dv, C[free].stride, CT_kept + at.index(c) * dv * Q.stride, Q.stride);
+        REAL* kept = CT_kept + at.index(c) * dv * Q.stride;
+        if (dk < Q.stride) std::memset(kept, 0, dv * Q.stride * sizeof(REAL));  // the padding is read as well
+        transpose(C[free][0], dk, dv, C[free].stride, kept, Q.stride);
         std::memcpy(n_kept + at.index(c) * Q.stride, n[0], Q.stride * sizeof(REAL));
       }
     }
