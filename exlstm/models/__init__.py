@@ -1,8 +1,19 @@
 """Models: the backbone built from a pattern, and what stands on it."""
 
 from exlstm.models.backbone import Backbone, BackboneState
+from exlstm.models.forecaster import Forecaster, ForecasterConfig
 from exlstm.models.pattern import parse_pattern
 from exlstm.models.saving import Pretrained, read_config
 from exlstm.models.xlstm import XLSTM, XLSTMState
 
-__all__ = ["XLSTM", "Backbone", "BackboneState", "Pretrained", "XLSTMState", "parse_pattern", "read_config"]
+__all__ = [
+    "XLSTM",
+    "Backbone",
+    "BackboneState",
+    "Forecaster",
+    "ForecasterConfig",
+    "Pretrained",
+    "XLSTMState",
+    "parse_pattern",
+    "read_config",
+]

@@ -1,0 +1,5 @@
+import sys
+
+from exlstm.cli import main
+
+sys.exit(main(prog="python -m exlstm"))
