@@ -32,6 +32,9 @@ _USAGE_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 def main(words: Sequence[str] | None = None, *, prog: str = "exlstm") -> int:
     """Run the command line on `words` (default: what the program was called with); returns its exit code."""
+    # Threads that wait for each other give way after microseconds instead of milliseconds: next to another busy
+    # program, spinning makes small models 20 times slower. Read when torch is loaded, which is later.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

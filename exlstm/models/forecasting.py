@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 Source = str | Path | pd.DataFrame | SeriesSet
 
-RECIPE = TrainConfig(steps=300, lr=1e-3, weight_decay=0.1, ema=0.99, final_lr=0.05, eval_every=300)
+RECIPE = TrainConfig(steps=300, lr=1e-3, weight_decay=0.1, ema=0.99, final_lr=0.05, eval_every=50)
 """How a forecaster is trained unless told otherwise."""
 BATCH = 64
 """Windows in a training batch."""
-VALIDATION = 0.03
-"""The share of the series' ends, at most, that training leaves out to validate on."""
+VALIDATION = 0.1
+"""The share of the series' ends, at most, that training leaves out to choose the best weights by."""
 WINDOWS_AT_ONCE = 256
 
 
