@@ -268,11 +268,11 @@ def test_a_signal_finishes_the_step_saves_and_tells_how_to_resume(number: signal
 
 def test_a_second_ctrl_c_exits_at_once_and_the_run_still_resumes(tmp_path: Path) -> None:
     expected = run(tmp_path / "whole")
-    threading.Timer(0.6, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     def batches(index: int) -> Tensor:
         if index == 2 * 20:
             os.kill(os.getpid(), signal.SIGINT)
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             time.sleep(30)  # a long step, which only the second signal cuts short
         return toy_batch(index)
 
