@@ -266,6 +266,15 @@ def test_a_signal_finishes_the_step_saves_and_tells_how_to_resume(number: signal
     assert result["stopped_by"] == "interrupt"
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_ctrl_c_exits_at_once_and_the_run_still_resumes(tmp_path: Path) -> None:
     expected = run(tmp_path / "whole")
 
