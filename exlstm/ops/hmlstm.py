@@ -2,7 +2,7 @@
 
 The memory is a Fenwick tree of matrix memories: a step p of a document (counted from 0) recalls the steps before it in
 blocks of 2^b steps, one for every set bit b of p, fine for the recent and coarse for the distant past, and chooses how
-strongly it reads each (docs/maths.md derives the forms; the idea is Log-Linear Attention's, arXiv 2506.04761).
+strongly it reads each (the idea is that of Log-Linear Attention, arXiv 2506.04761).
 """
 
 from typing import NamedTuple
