@@ -1,4 +1,4 @@
-"""The cell of the mLSTM layers: gates, matrix memory, and the norm of what is read from it."""
+"""The cell of the mLSTM layers: gates, matrix memory, and what becomes of its reads."""
 
 from typing import cast
 
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from exlstm.layers.init import spread_forget_bias_
 from exlstm.layers.norm import MultiHeadNorm
 from exlstm.layers.state import MemoryState
-from exlstm.ops import HMLSTMState, MLSTMState, hmlstm, mlstm
+from exlstm.ops import HMLSTMState, MLSTMState, gated_norm, hmlstm, mlstm
+from exlstm.ops.gated_norm import OutputGate
 
 
 class MatrixMemoryCell(nn.Module):
-    """Flat (`levels=0`) or hierarchical matrix memories of several heads, from queries to normalised outputs.
+    """Flat (`levels=0`) or hierarchical matrix memories of several heads: from queries to reads, and to outputs.
 
     Args:
-        gate_inputs: channels the gates are computed from.
+        gate_inputs: channels the gates are computed from, by `linear(x, *cell.gate_parameters())`.
         width: of values and outputs, all heads together.
         heads: number of memories.
         levels: levels a hierarchical memory tells apart; all their log weights are 0 at first.
@@ -57,26 +58,34 @@ class MatrixMemoryCell(nn.Module):
             nn.init.constant_(self.input_gate.bias, self.input_bias)
         spread_forget_bias_(self.forget_gate.bias)
 
+    def gate_parameters(self) -> tuple[Tensor, Tensor]:
+        """Weight [G, gate_inputs] and bias [G] of all gates: input, forget and, hierarchical, levels of each head."""
+        gates = [g for g in (self.input_gate, self.forget_gate, self.level_gate) if g is not None]
+        return torch.cat([g.weight for g in gates]), torch.cat([g.bias for g in gates])
+
     def forward(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        gate_input: Tensor,
+        gates: Tensor,
         state: MemoryState | None,
         *,
         mask: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, MemoryState]:
-        """q, k [B, T, any], v [B, T, width], gate_input [B, T, gate_inputs] to [B, T, width] and memory."""
+        """q, k [B, T, any], v [B, T, width], gate pre-activations [B, T, G] to reads [B, T, H, D] and memory."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
-        i, f = self._cap(self.input_gate(gate_input)), self._cap(self.forget_gate(gate_input))
-        if self.level_gate is None:
-            h, memory = mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
-            return self.norm(h), memory
-        level = self._cap(self.level_gate(gate_input)).unflatten(-1, (self.heads, self.levels))
-        h, tree = hmlstm(q, k, v, i, f, level, cast(HMLSTMState | None, state), mask=mask, reset=reset)
-        return self.norm(h), tree
+        if self.soft_cap is not None:
+            gates = self.soft_cap * torch.tanh(gates / self.soft_cap)
+        i, f, level = gates.split([self.heads, self.heads, self.heads * self.levels], -1)
+        if not self.levels:
+            return mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
+        level = level.unflatten(-1, (self.heads, self.levels))
+        return hmlstm(q, k, v, i, f, level, cast(HMLSTMState | None, state), mask=mask, reset=reset)
 
-    def _cap(self, x: Tensor) -> Tensor:
-        return x if self.soft_cap is None else self.soft_cap * torch.tanh(x / self.soft_cap)
+    def output(
+        self, h: Tensor, gate: Tensor, activation: OutputGate, *, skip: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """(norm(h) + skip) activation(gate): reads [B, T, H, D] and gate [B, T, width] to [B, T, width]."""
+        return gated_norm(h, self.norm.weight, gate, skip=skip, activation=activation, eps=self.norm.eps)

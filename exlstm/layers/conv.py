@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from exlstm.layers.steps import Lookback
 from exlstm.ops.checks import check_shape
+from exlstm.ops.reference.qkv import causal_conv
 
 
 class CausalConv1d(nn.Module):
@@ -37,19 +38,21 @@ class CausalConv1d(nn.Module):
         mask: Tensor | None = None,
         reset: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        (batch, time, width), kernel = x.shape, self.weight.shape[1]
+        past = self.past(x, state)
+        steps = Lookback(self.kernel - 1, x.shape[1], mask=mask, reset=reset)
+        x = steps.align(x)
+        y = causal_conv(x, past, self.weight, self.bias, reach=steps.visible)
+        return steps.spread(y), steps.tail(torch.cat([past, x], 1))
+
+    @property
+    def kernel(self) -> int:
+        """Steps that an output sees."""
+        return self.weight.shape[1]
+
+    def past(self, x: Tensor, state: Tensor | None) -> Tensor:
+        """The inputs before `x` [B, T, width]: the state, or zeros."""
+        shape = (x.shape[0], self.kernel - 1, x.shape[2])
         if state is None:
-            past = x.new_zeros(batch, kernel - 1, width)
-        else:
-            check_shape("the conv state", state, (batch, kernel - 1, width), "[B, kernel - 1, width]")
-            past = state.to(x.dtype)
-        steps = Lookback(kernel - 1, time, mask=mask, reset=reset)
-        inputs = torch.cat([past, steps.align(x)], 1)
-        y: Tensor = self.bias
-        for j in range(kernel):
-            tap = inputs[:, j : j + time]
-            if steps.document is not None:
-                same = steps.document[:, j : j + time] == steps.document[:, kernel - 1 :]
-                tap = tap.masked_fill(~same[..., None], 0)
-            y = torch.addcmul(y, tap, self.weight[:, j])
-        return steps.spread(y), steps.tail(inputs)
+            return x.new_zeros(shape)
+        check_shape("the conv state", state, shape, "[B, kernel - 1, width]")
+        return state.to(x.dtype)

@@ -6,11 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.layers.init import small_init_
-
-
-def headwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Apply `weight` [H, in, out] to every head of `x` [..., H, in]: [..., H, out]."""
-    return torch.einsum("...hi,hio->...ho", x, weight)
+from exlstm.ops.reference.qkv import blockwise
 
 
 class HeadwiseLinear(nn.Module):
@@ -27,7 +23,7 @@ class HeadwiseLinear(nn.Module):
         small_init_(self.weight, self.weight.shape[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return headwise(x.unflatten(-1, self.weight.shape[:2]), self.weight).flatten(-2)
+        return blockwise(x, self.weight)
 
 
 def round_up(size: float, multiple: int) -> int:

@@ -11,6 +11,8 @@ from exlstm.layers.conv import CausalConv1d
 from exlstm.layers.init import small_init_, wang_init_
 from exlstm.layers.linear import HeadwiseLinear, head_width, round_up
 from exlstm.layers.state import LayerState, MemoryState, check_state
+from exlstm.layers.steps import Lookback
+from exlstm.ops import qkv_gates
 
 
 class MLSTM(nn.Module):
@@ -60,11 +62,16 @@ class MLSTM(nn.Module):
     ) -> tuple[Tensor, LayerState[MemoryState]]:
         conv_state, memory = (None, None) if state is None else check_state(state, LayerState)
         x, z = self.up(x).chunk(2, -1)
-        c, conv_state = self.conv(x, conv_state, mask=mask, reset=reset)
-        c = F.silu(c)
-        q, k, v = self.q(c), self.k(c), self.v(x)
-        h, memory = self.cell(q, k, v, torch.cat([q, k, v], -1), memory, mask=mask, reset=reset)
-        y = self.down((h + self.skip * c) * F.silu(z))
+        steps = Lookback(self.conv.kernel - 1, x.shape[1], mask=mask, reset=reset)
+        x, past = steps.align(x), self.conv.past(x, conv_state)
+        projections = self.q.weight, self.k.weight, self.v.weight
+        made = qkv_gates(
+            x, past, (self.conv.weight, self.conv.bias), projections, self.cell.gate_parameters(), reach=steps.visible
+        )
+        conv_state = steps.tail(torch.cat([past, x], 1))
+        c, q, k, v, gates = map(steps.spread, made)
+        h, memory = self.cell(q, k, v, gates, memory, mask=mask, reset=reset)
+        y = self.down(self.cell.output(h, z, "silu", skip=(self.skip, c)))
         return y, LayerState(conv_state, memory)
 
 
@@ -117,5 +124,6 @@ class MLSTMLarge(nn.Module):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, MemoryState]:
         q, k, v, o = self.qkvo(x).split(self.sizes, -1)
-        h, memory = self.cell(q, k, v, x, state, mask=mask, reset=reset)
-        return self.out(torch.sigmoid(o) * h), memory
+        gates = F.linear(x, *self.cell.gate_parameters())
+        h, memory = self.cell(q, k, v, gates, state, mask=mask, reset=reset)
+        return self.out(self.cell.output(h, o, "sigmoid")), memory

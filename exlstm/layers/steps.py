@@ -34,6 +34,15 @@ class Lookback:
         """Move the masked steps of `x` [B, T, ...] behind all others."""
         return x if self._order is None else _take(x, self._order)
 
+    @property
+    def visible(self) -> Tensor | None:
+        """How many of the `reach` entries before each aligned step are of its document, int64 [B, T]; None: all."""
+        if self.document is None:
+            return None
+        own = self.document[:, self.reach :]
+        before = (self.document[:, j : j + self.time] == own for j in range(self.reach))
+        return sum((x.long() for x in before), torch.zeros_like(own))
+
     def spread(self, y: Tensor) -> Tensor:
         """Undo `align`, with 0 at masked steps."""
         if self.mask is None:

@@ -4,13 +4,19 @@ from exlstm.ops.backends import register
 from exlstm.ops.chunkwise import hmlstm as _chunkwise_hmlstm
 from exlstm.ops.chunkwise import mlstm as _chunkwise_mlstm
 from exlstm.ops.chunkwise import slstm as _chunkwise_slstm
+from exlstm.ops.cpu import gated_norm as _cpu_gated_norm
 from exlstm.ops.cpu import hmlstm as _cpu_hmlstm
 from exlstm.ops.cpu import mlstm as _cpu_mlstm
+from exlstm.ops.cpu import qkv as _cpu_qkv
 from exlstm.ops.cpu import slstm as _cpu_slstm
+from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.hmlstm import HMLSTMState, hmlstm
 from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.ops.qkv import QKVGates, qkv_gates
+from exlstm.ops.reference import gated_norm as _reference_gated_norm
 from exlstm.ops.reference import hmlstm as _reference_hmlstm
 from exlstm.ops.reference import mlstm as _reference_mlstm
+from exlstm.ops.reference import qkv as _reference_qkv
 from exlstm.ops.reference import slstm as _reference_slstm
 from exlstm.ops.slstm import SLSTMState, slstm
 
@@ -23,5 +29,21 @@ register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "torch", _chunkwise_slstm.slstm)
 register("slstm", "reference", _reference_slstm.slstm)
+register("qkv_gates", "cpu", _cpu_qkv.qkv_gates, _cpu_qkv.obstacle)
+register("qkv_gates", "torch", _reference_qkv.qkv_gates)
+register("qkv_gates", "reference", _reference_qkv.qkv_gates)
+register("gated_norm", "cpu", _cpu_gated_norm.gated_norm, _cpu_gated_norm.obstacle)
+register("gated_norm", "torch", _reference_gated_norm.gated_norm)
+register("gated_norm", "reference", _reference_gated_norm.gated_norm)
 
-__all__ = ["HMLSTMState", "MLSTMState", "SLSTMState", "hmlstm", "mlstm", "slstm"]
+__all__ = [
+    "HMLSTMState",
+    "MLSTMState",
+    "QKVGates",
+    "SLSTMState",
+    "gated_norm",
+    "hmlstm",
+    "mlstm",
+    "qkv_gates",
+    "slstm",
+]

@@ -21,7 +21,8 @@ class Implementation(NamedTuple):
     obstacle: Callable[[torch.device | None], str | None]
 
 
-_IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {"mlstm": {}, "hmlstm": {}, "slstm": {}}
+_OPERATORS = ("mlstm", "hmlstm", "slstm", "qkv_gates", "gated_norm")
+_IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {operator: {} for operator in _OPERATORS}
 
 
 def register(
