@@ -65,14 +65,23 @@ def gates(
         return Gates(Weights(a, -F, u, total[..., None] + to_end, kept), None, initial_m, document)
 
     largest = a.cummax(-1).values if document is None else _largest_so_far(a, F, document)
-    stabilisers = [initial_m]
-    for c in range(len(total)):
-        stabilisers.append(torch.maximum(kept[c] + stabilisers[-1], total[c] + largest[c, ..., -1]))
-    starts, ends = torch.stack(stabilisers[:-1]), torch.stack(stabilisers[1:])
+    ends = _recurrence(kept, total + largest[..., -1], initial_m)
+    starts = torch.cat([initial_m[None], ends[:-1]])
     start = starts[..., None] if later is None else starts[..., None].masked_fill(later, -torch.inf)
     M = torch.maximum(largest, start)
     weights = Weights(a, M, start - M, (total - ends)[..., None] + to_end, kept + starts - ends)
-    return Gates(weights, F + M, stabilisers[-1], document)
+    return Gates(weights, F + M, ends[-1], document)
+
+
+def _recurrence(kept: Tensor, x: Tensor, initial: Tensor) -> Tensor:
+    """m_c = max(kept_c + m_{c - 1}, x_c) for all chunks c [N, ...], in log2(N) steps of all of them at once."""
+    m = torch.cat([torch.maximum(kept[:1] + initial, x[:1]), x[1:]])
+    reach = 1  # m and kept span the last `reach` chunks
+    while reach < len(m):
+        m = torch.cat([m[:reach], torch.maximum(kept[reach:] + m[:-reach], m[reach:])])
+        kept = torch.cat([kept[:reach], kept[reach:] + kept[:-reach]])
+        reach *= 2
+    return m
 
 
 def _largest_so_far(a: Tensor, F: Tensor, document: Tensor) -> Tensor:
