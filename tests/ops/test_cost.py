@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.cases import draw
