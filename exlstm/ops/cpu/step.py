@@ -1,0 +1,278 @@
+"""One step of a whole model in C++: a program of instructions on vectors that lie ready, run by a single call.
+
+A `Program` knows operators, not layers. Its registers are tensors [B, width], views of them included; instructions
+are appended by methods that return the register of the result, and `run` executes them all.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
+from exlstm.ops.hmlstm import HMLSTMState
+from exlstm.ops.mlstm import MLSTMState
+from exlstm.ops.slstm import SLSTMState
+
+Weights = Literal["full", "bfloat16", "int8"]
+Activation = Literal["silu", "gelu", "sigmoid"]
+
+WEIGHTS: tuple[Weights, ...] = ("full", "bfloat16", "int8")
+_SOURCE = Path(__file__).with_name("step.cpp")
+# In the order of the enumerations of step.cpp.
+_OPCODES = (
+    "embed", "linear", "small_blocks", "norm", "conv", "gate", "multiply_add", "soft_cap",
+    "mlstm", "hmlstm", "slstm", "attend",
+)  # fmt: skip
+_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "sigmoid")
+_PER_WORD = {"full": 1, "bfloat16": 2, "int8": 4}
+
+obstacle = functools.partial(obstacle_of, _SOURCE)
+
+
+class Ring(NamedTuple):
+    """The last steps that attention sees, the oldest of row b in slot `first[b]`."""
+
+    k: Tensor  # [B, window - 1, H, D] keys, before rotation
+    v: Tensor  # [B, window - 1, H, D] values
+    held: Tensor  # bool [B, window - 1], False where there is nothing
+    first: Tensor  # int64 [B]
+
+
+class _Operand(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("row", ctypes.c_int64))
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        ("opcode", ctypes.c_int64),
+        ("sizes", ctypes.c_int64 * 5),
+        ("number", ctypes.c_double),
+        ("operands", _Operand * 12),
+    )
+
+
+class Program:
+    """Instructions for one step of `batch` independent rows, and all the memory that they use.
+
+    Weights are copied. Inputs are written into registers by the caller. States are changed in place by `run`, and are
+    otherwise the caller's to read and write.
+
+    Args:
+        batch: rows B.
+        dtype: of registers and states, float32 or float64.
+        weights: how the matrices of `linear` are kept: "full" (in `dtype`), "bfloat16", or "int8" with one scale for
+            each output.
+    """
+
+    def __init__(self, batch: int, dtype: torch.dtype, *, weights: Weights = "full") -> None:
+        self.batch, self.dtype, self.weights = batch, dtype, weights
+        self._library = load(_SOURCE, real_of(dtype))
+        self._instructions: list[_Instruction] = []
+        self._code: Any = None
+        self._alive: list[Tensor] = []  # what instructions point to
+
+    def register(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A new register or state [B, *shape], of zeros."""
+        return torch.zeros(self.batch, *shape, dtype=dtype or self.dtype, device="cpu")
+
+    def run(self, mask: Tensor | None = None) -> None:
+        """Execute all instructions; rows that `mask` (bool [B]) marks False leave the states as they are."""
+        if self._code is None:
+            self._code = (_Instruction * len(self._instructions))(*self._instructions)
+        mask = None if mask is None else mask.contiguous()
+        self._library.exlstm_step(
+            parallel_for(),
+            ctypes.c_int64(self.batch),
+            None if mask is None else ctypes.c_void_p(mask.data_ptr()),
+            self._code,
+            ctypes.c_int64(len(self._instructions)),
+        )
+
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """Rows [B, width] of `table` [numbers, width], chosen by `tokens` (int64 [B]), which must be in range."""
+        width = table.shape[1]
+        return self._append("embed", (width,), [tokens, self._own(table), y := self.register(width)], y)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        add: Tensor | None = None,
+        out: Tensor | None = None,
+        stride: int | None = None,
+        exact: bool = False,
+    ) -> Tensor:
+        """add + bias + W x: x [B, blocks * in] by `weight` [blocks, out, in] or [out, in] to [B, blocks * out].
+
+        Args:
+            x: the register, of which every block maps its own part.
+            weight: the matrices.
+            bias: [blocks, out] or [out].
+            add: a register that the result is added to, laid out as the result.
+            out: where to write; `add` itself will do. None makes a register.
+            stride: elements from one block of the result to the next; None if they lie side by side.
+            exact: keep the weights in full, whatever the program's others are.
+        """
+        weight = weight if weight.dim() == 3 else weight[None]
+        blocks, outputs, inputs = weight.shape
+        kind: Weights = "full" if exact else self.weights
+        packed, scale = self._pack(weight, kind)
+        y = self.register(blocks * outputs) if out is None else out
+        shift = None if bias is None else self._own(self._padded(bias.reshape(blocks, outputs)))
+        sizes = (blocks, inputs, outputs, stride or outputs, WEIGHTS.index(kind))
+        return self._append("linear", sizes, [x, packed, shift, scale, add, y], y)
+
+    def headwise(self, x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+        """Small blocks by themselves: x [B, blocks * size] by `weight` [blocks, in, out], in = out = size, to `out`."""
+        blocks, size, _ = weight.shape
+        return self._append("small_blocks", (blocks, size), [x, self._own(weight), out], out)
+
+    def norm(self, x: Tensor, weight: Tensor, eps: float, *, heads: int = 1, centred: bool = True) -> Tensor:
+        """Layer norm of each of `heads` parts of x [B, width], or, not `centred`, RMS norm; weight [width]."""
+        y = self.register(x.shape[1])
+        return self._append("norm", (heads, x.shape[1] // heads, centred), [x, self._own(weight), y], y, eps)
+
+    def conv(self, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
+        """The filters `weight` [width, kernel] on the state `past` [B, kernel - 1, width] and x [B, width]."""
+        width, kernel = weight.shape
+        y = self.register(width)
+        return self._append("conv", (width, kernel), [x, self._own(weight.t()), self._own(bias), past, y], y)
+
+    def gate(self, kind: Activation, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """activation(x) * other, or the activation alone."""
+        y = self.register(x.shape[1])
+        return self._append("gate", (x.shape[1], _ACTIVATIONS.index(kind)), [x, other, y], y)
+
+    def multiply_add(self, x: Tensor, other: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x + weight * other, or x + other; weight [width]."""
+        y = self.register(x.shape[1])
+        factor = None if weight is None else self._own(weight)
+        return self._append("multiply_add", (x.shape[1],), [x, other, y, factor], y)
+
+    def soft_cap(self, x: Tensor, cap: float) -> Tensor:
+        """cap * tanh(x / cap)."""
+        y = self.register(x.shape[1])
+        return self._append("soft_cap", (x.shape[1],), [x, None, y], y, cap)
+
+    def mlstm(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState) -> Tensor:
+        """`exlstm.ops.mlstm`: q, k [B, H * DK], v [B, H * DV], gates [B, H] to [B, H * DV]."""
+        return self._memory("mlstm", (q, k, v, i, f), state.C.shape[-2:], (), state)
+
+    def hmlstm(
+        self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, state: HMLSTMState
+    ) -> Tensor:
+        """`exlstm.ops.hmlstm`, with level weights [B, H * levels]."""
+        return self._memory("hmlstm", (q, k, v, i, f), state.C.shape[-2:], (level,), state)
+
+    def slstm(self, gates: Tensor, state: SLSTMState) -> Tensor:
+        """Cells from pre-activations [B, H * 4 * D] (in each head i, f, z, o), recurrence included; state.h is it."""
+        heads, width = state.h.shape[1:]
+        return self._append("slstm", (heads, width), [gates, *state], state.h.flatten(1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, ring: Ring, base: float = 10_000.0) -> Tensor:
+        """Attention of q [B, H * D] to this step and those in the ring, with rotary positions; k, v enter the ring."""
+        slots, heads, width = ring.k.shape[1:]
+        half = width // 2
+        frequency = base ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
+        angle = torch.arange(1, slots + 1, dtype=torch.float64, device="cpu")[:, None] * frequency
+        tables = [self._own(angle.cos()), self._own(angle.sin())]
+        scores, y = self.register(heads * (slots + 1)), self.register(heads * width)
+        return self._append("attend", (heads, width, slots), [q, k, v, *ring, *tables, scores, y], y)
+
+    def _memory(
+        self,
+        opcode: str,
+        inputs: Sequence[Tensor],
+        head: Sequence[int],
+        extra: Sequence[Tensor],
+        state: MLSTMState | HMLSTMState,
+    ) -> Tensor:
+        heads, (dk, dv) = state.C.shape[1], head
+        y = self.register(heads * dv)
+        return self._append(opcode, (heads, dk, dv, *state.m.shape[2:]), [*inputs, y, *extra, *state], y)
+
+    def _append(
+        self,
+        opcode: str,
+        sizes: Sequence[int],
+        operands: Sequence["Tensor | _Operand | None"],
+        y: Tensor,
+        number: float = 0.0,
+    ) -> Tensor:
+        code = _Instruction(
+            _OPCODES.index(opcode),
+            (ctypes.c_int64 * 5)(*sizes),
+            number,
+            (_Operand * 12)(*(self._operand(x) for x in operands)),
+        )
+        self._instructions.append(code)
+        return y
+
+    def _operand(self, x: "Tensor | _Operand | None") -> "_Operand":
+        if x is None:
+            return _Operand(None, 0)
+        if isinstance(x, _Operand):
+            return x
+        assert x.shape[0] == self.batch
+        assert x[0].is_contiguous()
+        self._alive.append(x)
+        return _Operand(x.data_ptr(), x.stride(0))
+
+    def _weight(self, x: Tensor) -> "_Operand":
+        """What all rows share."""
+        self._alive.append(x)
+        return _Operand(x.data_ptr(), 0)
+
+    def _own(self, x: Tensor) -> "_Operand":
+        """A contiguous copy of our dtype, which later changes of the weight do not reach."""
+        return self._weight(x.detach().to("cpu", self.dtype, copy=True).contiguous())
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """x [blocks, out] with zeros up to whole vectors."""
+        return pad(x, (0, -x.shape[1] % self._library.exlstm_lanes()))
+
+    def _pack(self, weight: Tensor, kind: Weights) -> tuple["_Operand", "_Operand | None"]:
+        """[blocks, out, in] in the order of step_linear.h, and what int8 weights are scaled by [blocks, out]."""
+        weight, scale = weight.detach().to("cpu", self.dtype), None
+        if kind == "int8":
+            largest = weight.abs().amax(-1)
+            step = torch.where(largest > 0, largest / 127, 1.0)
+            weight, scale = weight / step[..., None], self._own(self._padded(step / 2**24))
+        lanes, per_word = self._library.exlstm_lanes(), _PER_WORD[kind]
+        outputs, panel = weight.shape[1], self._library.exlstm_panel_vectors() // per_word
+        count = math.ceil(outputs / (lanes * per_word))
+        words = pad(weight, (0, 0, 0, count * lanes * per_word - outputs)).unflatten(1, (count, per_word, lanes))
+        words = _IN_WORDS[kind](words.permute(0, 1, 4, 3, 2).contiguous()).squeeze(-1)  # [blocks, count, in, lanes]
+        whole = count // panel * panel
+        panels = words[:, :whole].unflatten(1, (-1, panel)).transpose(2, 3).flatten(1)
+        rest = words[:, whole:].transpose(1, 2).flatten(1)
+        return self._weight(torch.cat([panels, rest], 1)), scale
+
+
+def _bytes_in_words(x: Tensor) -> Tensor:
+    """Numbers from -127 to 127 [..., 4] as four int8 to a word: int32 [..., 1].
+
+    step_linear.h reads each with all bytes below it as its fraction, which saves shifts, so it is rounded with regard
+    to that fraction; the error stays within a half.
+    """
+    word = torch.zeros(x.shape[:-1], dtype=torch.int64, device="cpu")
+    for byte in range(4):
+        whole = (x[..., byte].double() - word / 2.0 ** (8 * byte)).round().long()
+        word += (whole & 0xFF) << (8 * byte)
+    return word.to(torch.int32)[..., None]
+
+
+_IN_WORDS: dict[Weights, Callable[[Tensor], Tensor]] = {
+    "full": lambda x: x,
+    "bfloat16": lambda x: x.to(torch.bfloat16).view(torch.int32),
+    "int8": _bytes_in_words,
+}
