@@ -1,7 +1,10 @@
 """Models: the backbone built from a pattern, and what stands on it."""
 
 from exlstm.models.backbone import Backbone, BackboneState
+from exlstm.models.decoder import Decoder
 from exlstm.models.forecaster import Forecaster, ForecasterConfig
+from exlstm.models.generation import Sampling
+from exlstm.models.language import LanguageModel, LanguageModelConfig
 from exlstm.models.pattern import parse_pattern
 from exlstm.models.saving import Pretrained, read_config
 from exlstm.models.xlstm import XLSTM, XLSTMState
@@ -10,9 +13,13 @@ __all__ = [
     "XLSTM",
     "Backbone",
     "BackboneState",
+    "Decoder",
     "Forecaster",
     "ForecasterConfig",
+    "LanguageModel",
+    "LanguageModelConfig",
     "Pretrained",
+    "Sampling",
     "XLSTMState",
     "parse_pattern",
     "read_config",

@@ -1,0 +1,187 @@
+"""The language model: tokens in, logits of the next token out, state carried."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.layers.block import Style
+from exlstm.layers.init import small_init_
+from exlstm.models import generation
+from exlstm.models.backbone import Backbone, BackboneState
+from exlstm.models.decoder import Decoder
+from exlstm.models.generation import GREEDY, Generated, Sampling
+from exlstm.models.saving import Pretrained
+from exlstm.ops.checks import check_shape
+from exlstm.ops.cpu.step import Weights
+
+PIECE = 1024
+"""Tokens of a prompt that are read at once."""
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """What a language model is made of."""
+
+    vocabulary: int
+    """Tokens there are: 0 to vocabulary - 1."""
+    pattern: str = "mmmmmh"
+    """The blocks, see `parse_pattern`."""
+    width: int = 256
+    heads: int = 4
+    style: Style = "paper"
+    dropout: float = 0.0
+    levels: int = 12
+    """Levels of hierarchical memories."""
+    window: int = 256
+    """Steps that attention sees."""
+    tied: bool = False
+    """The head's weight is the embedding's."""
+    soft_cap: float | None = None
+    """Logits x become soft_cap * tanh(x / soft_cap), as xLSTM-7B has them with 30; None: they are left alone."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary < 2:
+            raise ValueError(f"expected vocabulary of at least 2, received {self.vocabulary}")
+        if self.soft_cap is not None and not self.soft_cap > 0:
+            raise ValueError(f"expected soft_cap above 0 or None, received {self.soft_cap}")
+
+
+class LanguageModel(Pretrained):
+    """Embedding, `Backbone`, head.
+
+    `LanguageModel(config)` or `LanguageModel(vocabulary=256, pattern="mmsh", ...)` with the fields of
+    `LanguageModelConfig`. `logits, state = model(tokens, state, mask=, reset=)`.
+    """
+
+    config_class: ClassVar[type] = LanguageModelConfig
+    model_type: ClassVar[str] = "language_model"
+    config: LanguageModelConfig
+
+    def __init__(self, config: LanguageModelConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        self.config = c = replace(config, **fields) if config else LanguageModelConfig(**fields)
+        self.embedding = nn.Embedding(c.vocabulary, c.width)
+        self.dropout = nn.Dropout(c.dropout)
+        self.backbone = Backbone(
+            c.pattern, c.width, c.heads, style=c.style, dropout=c.dropout, levels=c.levels, window=c.window
+        )
+        self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+        if c.tied:
+            self.head.weight = self.embedding.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Embedding and head; the backbone has begun its own."""
+        small_init_(self.embedding.weight, self.config.width)
+        if not self.config.tied:
+            small_init_(self.head.weight, self.config.width)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: BackboneState | None = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, BackboneState | None]:
+        """Logits of the token after each.
+
+        Args:
+            tokens: int64 [B, T].
+            state: what the call for the piece before returned; None at the beginning.
+            mask: bool [B, T]; False steps count as absent, whatever token stands there.
+            reset: bool [B, T]; a new document begins at a True step.
+
+        Returns:
+            logits [B, T, vocabulary] and the state after the last step.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit, or a token is out of range.
+        """
+        self._check(tokens)
+        x = self.dropout(self.embedding(tokens if mask is None else tokens.masked_fill(~mask, 0)))
+        y, state = self.backbone(x, state, mask=mask, reset=reset)
+        return self._cap(self.head(y)), state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        most: int = 256,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[int] = (),
+        state: BackboneState | None = None,
+        seed: int | None = None,
+        weights: Weights = "full",
+    ) -> Generated:
+        """Continue each prompt by up to `most` tokens; a row ends with the first token of `stop`, which is kept.
+
+        Args:
+            prompts: tokens of each row, at least one; of any lengths.
+            state: of the rows after what precedes the prompts; None at the beginning.
+            seed: of sampling; None: torch's own generator.
+            weights: "full", "bfloat16" or "int8", see `Decoder`.
+
+        Returns:
+            the new tokens of each row, and the state after them, from which a later call may go on: it has read
+            all of them but each row's last, which is to be the first of the next prompt.
+
+        Raises:
+            ValueError: a prompt is empty, or an argument is out of range.
+        """
+        reader = self._reader(prompts, state, weights)
+        return generation.generate(reader, most=most, sampling=sampling, stop=stop, seed=seed)
+
+    @torch.no_grad()
+    def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+        """The tokens of `generate` for one prompt, each as soon as it is there."""
+        state, weights = options.pop("state", None), options.pop("weights", "full")
+        reader = self._reader([prompt], state, weights)
+        for (token,) in generation.steps(reader, **{"most": 256, **options}):
+            assert token is not None
+            yield token
+
+    def read(
+        self, prompts: Sequence[Sequence[int]], state: BackboneState | None = None
+    ) -> tuple[Tensor, BackboneState | None]:
+        """The logits [B, vocabulary] after the last token of each prompt, and the state; prompts as in `generate`."""
+        tokens, mask = generation.left_padded(prompts)
+        tokens, mask = tokens.to(self.embedding.weight.device), mask.to(self.embedding.weight.device)
+        logits = tokens.new_zeros(0)
+        for piece, present in zip(tokens.split(PIECE, 1), mask.split(PIECE, 1), strict=True):
+            self._check(piece)
+            x = self.embedding(piece)
+            y, state = self.backbone(x, state, mask=None if bool(present.all()) else present)
+            logits = self._cap(self.head(y[:, -1]))
+        return logits, state
+
+    def _reader(
+        self, prompts: Sequence[Sequence[int]], state: BackboneState | None, weights: Weights
+    ) -> generation.Reader:
+        training = self.training
+        self.eval()
+        try:
+            logits, state = self.read(prompts, state)
+        finally:
+            self.train(training)
+        decoder = Decoder(self.backbone, embedding=self.embedding, head=self.head, batch=len(prompts), weights=weights)
+        decoder.load(state)
+        return generation.Reader(decoder, logits, self._cap)
+
+    def _check(self, tokens: Tensor) -> None:
+        check_shape("tokens", tokens, (None, None), "[B, T]")
+        if tokens.dtype != torch.int64:
+            raise ValueError(f"tokens must be int64, got {tokens.dtype}; convert them with .long()")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocabulary:
+            raise ValueError(
+                f"tokens must be from 0 to {self.config.vocabulary - 1}, as this model's vocabulary has them, got "
+                f"{int(tokens.min())} to {int(tokens.max())}; encode the text with the model's own tokenizer"
+            )
+
+    def _cap(self, logits: Tensor) -> Tensor:
+        cap = self.config.soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)

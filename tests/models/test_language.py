@@ -1,0 +1,210 @@
+"""The language model: steps equal the whole, batches equal single rows, generation does what it says."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from exlstm.models import LanguageModel, Sampling
+from exlstm.models.generation import Reader, beam_search, choose, generate, left_padded, narrowed
+
+VOCABULARY = 11
+PATTERNS = ["ms", "ha"]
+
+
+def random_model(pattern="mhsa", seed=0, **fields):
+    """All parameters random, gates too, so that nothing is left out by starting at zero."""
+    torch.manual_seed(seed)
+    model = LanguageModel(vocabulary=VOCABULARY, pattern=pattern, width=64, heads=2, levels=4, window=6, **fields)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+def tokens(*shape):
+    return torch.randint(VOCABULARY, shape)
+
+
+@pytest.mark.parametrize("style", ["paper", "large"])
+def test_steps_give_what_teacher_forcing_gives(style):
+    model, x = random_model(style=style), tokens(2, 40)
+    whole, _ = model(x)
+    state, parts = None, []
+    for t in range(40):
+        logits, state = model(x[:, t : t + 1], state)
+        parts.append(logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_greedy_generation_is_the_argmax_of_teacher_forcing(pattern):
+    model = random_model(pattern)
+    prompt = tokens(7).tolist()
+    new = model.generate([prompt], most=30).tokens[0]
+    logits, _ = model(torch.tensor([prompt + new]))
+    assert logits[0, 6:-1].argmax(-1).tolist() == new
+
+
+def test_a_batch_of_mixed_lengths_equals_one_by_one():
+    model = random_model()
+    prompts = [tokens(n).tolist() for n in (1, 5, 23)]
+    together = model.generate(prompts, most=20, stop=[3]).tokens
+    assert together == [model.generate([p], most=20, stop=[3]).tokens[0] for p in prompts]
+
+
+@pytest.mark.parametrize("where", ["left", "right"])
+def test_padding_changes_nothing(where):
+    model, x = random_model(), tokens(2, 9)
+    pad, real = torch.full((2, 4), -1), torch.ones(2, 9, dtype=torch.bool)
+    none = torch.zeros(2, 4, dtype=torch.bool)
+    sides = ([pad.clamp(min=0), x], [none, real]) if where == "left" else ([x, pad.clamp(min=0)], [real, none])
+    padded, mask = (torch.cat(parts, 1) for parts in sides)
+    logits, _ = model(padded, mask=mask)
+    torch.testing.assert_close(logits[mask].view(2, 9, -1), model(x)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_generation_goes_on_from_a_state():
+    model = random_model()
+    prompt = tokens(6).tolist()
+    first, state = model.generate([prompt], most=10)
+    more = model.generate([first[0][-1:]], most=10, state=state).tokens[0]
+    assert first[0] + more == model.generate([prompt], most=20).tokens[0]
+
+
+def test_rows_end_with_a_stop_token_and_the_last_one_is_kept():
+    model = random_model()
+    prompts = [tokens(4).tolist() for _ in range(6)]
+    for row, free in zip(
+        model.generate(prompts, most=40, stop=[1, 2]).tokens, model.generate(prompts, most=40).tokens, strict=True
+    ):
+        end = next((i for i, token in enumerate(free) if token in (1, 2)), 39)
+        assert row == free[: end + 1]
+
+
+def test_a_stream_gives_the_same_tokens_one_by_one():
+    model = random_model()
+    prompt, sampling = tokens(4).tolist(), Sampling(temperature=0.9)
+    whole = model.generate([prompt], most=15, sampling=sampling, seed=5).tokens[0]
+    stream = model.stream(prompt, most=15, sampling=sampling, seed=5)
+    assert next(stream) == whole[0]
+    assert list(stream) == whole[1:]
+
+
+def test_the_same_seed_gives_the_same_text_in_a_fresh_process(tmp_path):
+    model = random_model().float()
+    model.save_pretrained(tmp_path)
+    sampling = Sampling(top_p=0.9)
+    here = LanguageModel.from_pretrained(tmp_path).generate([[1, 2, 3]], most=25, sampling=sampling, seed=3).tokens
+    code = (
+        "from exlstm.models import LanguageModel, Sampling\n"
+        f"model = LanguageModel.from_pretrained({str(tmp_path)!r})\n"
+        "print(model.generate([[1, 2, 3]], most=25, sampling=Sampling(top_p=0.9), seed=3).tokens)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(here)
+
+
+def reader(model, prompts, rows):
+    logits, state = model.read([p for p in prompts for _ in range(rows)])
+    from exlstm.models.decoder import Decoder
+
+    decoder = Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=len(prompts) * rows)
+    decoder.load(state)
+    return Reader(decoder, logits)
+
+
+def test_one_beam_is_greedy():
+    model = random_model()
+    prompts = [tokens(n).tolist() for n in (3, 8)]
+    greedy = model.generate(prompts, most=25, stop=[4]).tokens
+    beams = beam_search(reader(model, prompts, 1), beams=1, most=25, stop=[4])
+    assert [found[0][1] for found in beams] == greedy
+
+
+def test_beams_as_wide_as_the_tree_find_the_likeliest_of_all_continuations():
+    model, prompt, most = random_model(), [1, 2], 3
+    found = beam_search(reader(model, [prompt], VOCABULARY**2), beams=VOCABULARY**2, most=most, stop=[0])[0]
+
+    @torch.no_grad()
+    def score(continuation):
+        logits, _ = model(torch.tensor([prompt + continuation]))
+        steps = logits[0, 1:-1].log_softmax(-1)
+        return sum(float(steps[i, t]) for i, t in enumerate(continuation)) / len(continuation)
+
+    endings = [[0], *([a, 0] for a in range(1, VOCABULARY))]
+    endings += [
+        [a, b, c] for a, b, c in itertools.product(range(1, VOCABULARY), range(1, VOCABULARY), range(VOCABULARY))
+    ]
+    best = max(endings, key=score)
+    assert found[0][1] == best
+    assert found[0][0] == pytest.approx(score(best), rel=1e-9)
+
+
+def test_sampling_follows_the_probabilities():
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(200_000, 4)
+    generator = torch.Generator().manual_seed(0)
+    shares = choose(logits, Sampling(), generator=generator).bincount(minlength=4) / 200_000
+    # Five standard deviations of a share of 200,000 draws.
+    assert (shares - torch.tensor([0.1, 0.2, 0.3, 0.4])).abs().max() < 5 * math.sqrt(0.25 / 200_000)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(top_k=2), [2, 3]),
+        (Sampling(top_p=0.39), [3]),
+        (Sampling(top_p=0.41), [2, 3]),
+        (Sampling(top_p=0.95), [0, 1, 2, 3]),
+        (Sampling(min_p=0.49), [1, 2, 3]),
+        (Sampling(top_k=3, min_p=0.7), [2, 3]),
+    ],
+)
+def test_what_sampling_leaves_out(sampling, kept):
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log() + 1e-6
+    assert (narrowed(logits, sampling)[0] > -math.inf).nonzero()[:, 0].tolist() == kept
+
+
+def test_repetition_is_made_less_likely():
+    logits, seen = torch.tensor([[2.0, 1.5, -1.0]]), torch.tensor([[True, False, False]])
+    assert choose(logits, Sampling(temperature=0, repetition_penalty=1.5), seen=seen).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m(torch.tensor([[11]])), "tokens must be from 0 to 10.*got 11 to 11"),
+        (lambda m: m(torch.zeros(1, 2)), "tokens must be int64"),
+        (lambda m: m.generate([[]]), "at least one token in each"),
+        (lambda m: m.generate([[1]], most=0), "most of at least 1"),
+        (lambda m: Sampling(top_p=0.0), "top_p above 0"),
+    ],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(random_model("m"))
+
+
+def test_left_padding_puts_prompts_at_the_end():
+    x, mask = left_padded([[1], [2, 3]])
+    assert x.tolist() == [[0, 1], [2, 3]]
+    assert mask.tolist() == [[False, True], [True, True]]
+
+
+def test_tied_weights_and_capped_logits_are_kept_when_saved(tmp_path):
+    model = LanguageModel(vocabulary=5, pattern="m", width=64, tied=True, soft_cap=2.0)
+    assert model.head.weight is model.embedding.weight
+    model.save_pretrained(tmp_path)
+    again = LanguageModel.from_pretrained(tmp_path)
+    x = tokens(1, 6) % 5
+    torch.testing.assert_close(again(x)[0], model.eval()(x)[0], rtol=0, atol=0)
+    assert again(x)[0].abs().max() <= 2
+
+
+def test_generate_leaves_the_model_in_the_mode_it_was_in():
+    model = random_model("m", dropout=0.5).train()
+    same = generate(reader(model.eval(), [[1]], 1), most=5).tokens
+    assert model.train().generate([[1]], most=5).tokens == same
+    assert model.training
