@@ -166,7 +166,7 @@ def beam_search(
     found = [_Hypotheses(beams) for _ in range(rows)]
     tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(rows)]
     # All beams begin alike: only the first counts.
-    scores = torch.full((rows, beams), -math.inf, device=device)
+    scores = _exact(reader.logits).new_full((rows, beams), -math.inf)
     scores[:, 0] = 0
     logits = reader.logits
     for length in range(1, most + 1):
@@ -176,7 +176,7 @@ def beam_search(
         best, places = total.flatten(1).topk(min(2 * beams, beams * vocabulary))
         parents = torch.zeros(rows, beams, dtype=torch.int64, device=device)
         chosen = torch.zeros(rows, beams, dtype=torch.int64, device=device)
-        scores = torch.full((rows, beams), -math.inf, device=device)
+        scores = torch.full_like(scores, -math.inf)
         for row in range(rows):
             grown: list[list[int]] = []
             ranked = zip(best[row].tolist(), places[row].tolist(), strict=True)
