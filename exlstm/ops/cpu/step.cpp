@@ -7,7 +7,9 @@
 
 namespace {
 
-enum Opcode : int64_t { EMBED, LINEAR, SMALL_BLOCKS, NORM, CONV, GATE, MULTIPLY_ADD, SOFT_CAP, MLSTM, HMLSTM, SLSTM, ATTEND };
+enum Opcode : int64_t {
+  EMBED, LINEAR, SMALL_BLOCKS, NORM, CONV, GATE, MULTIPLY_ADD, SOFT_CAP, MLSTM, HMLSTM, SLSTM, ATTEND
+};
 enum Weights : int64_t { FULL, BFLOAT16, INT8 };
 enum Activation : int64_t { SILU, GELU, SIGMOID };
 
@@ -66,7 +68,9 @@ inline void norm(int64_t heads, int64_t width, bool centred, REAL eps, const REA
       squares += d * d;
     }
     const REAL scale = 1 / std::sqrt(total(squares) / width + eps);
-    along(width, y, [&](int64_t j, int count) { return scale * (load(x + j, count) - mean) * load(weight + j, count); });
+    along(width, y, [&](int64_t j, int count) {
+      return scale * (load(x + j, count) - mean) * load(weight + j, count);
+    });
   }
 }
 
@@ -74,10 +78,10 @@ inline void norm(int64_t heads, int64_t width, bool centred, REAL eps, const REA
 inline void conv(int64_t width, int64_t kernel, bool keep, const REAL* x, const REAL* weight, const REAL* bias,
                  REAL* past, REAL* y) {
   along(width, y, [&](int64_t j, int count) {
-    Vec total = load(bias + j, count), newest = load(x + j, count);
+    Vec sum = load(bias + j, count) + load(weight + (kernel - 1) * width + j, count) * load(x + j, count);
     for (int64_t tap = 0; tap + 1 < kernel; tap++)
-      total += load(weight + tap * width + j, count) * load(past + tap * width + j, count);
-    return total + load(weight + (kernel - 1) * width + j, count) * newest;
+      sum += load(weight + tap * width + j, count) * load(past + tap * width + j, count);
+    return sum;
   });
   if (keep && kernel > 1) {
     std::memmove(past, past + width, (kernel - 2) * width * sizeof(REAL));
@@ -94,9 +98,9 @@ struct Machine {
 
   template <class W>
   void linear(const Instruction& op) const {
-    Linear<W>{batch, op.sizes[0], op.sizes[1], op.sizes[2], op.at(0), op.at<const typename W::Word>(1), op.at(2), op.at(3), op.at(4),
-              op.at(5), op.row(0), op.row(4), op.row(5), op.sizes[3]}
-        .run(parallel_for);
+    Linear<W>{batch, op.sizes[0], op.sizes[1], op.sizes[2],
+              op.at(0), op.at<const typename W::Word>(1), op.at(2), op.at(3), op.at(4), op.at(5),
+              op.row(0), op.row(4), op.row(5), op.sizes[3]}.run(parallel_for);
   }
 
   // work(b, head) for all heads of the rows that are not masked.
@@ -143,13 +147,13 @@ struct Machine {
   }
 
   void attend(const Instruction& op) const {
-    const int64_t heads_ = op.sizes[0], width = op.sizes[1], slots = op.sizes[2], all = heads_ * width;
-    heads(heads_, 4 * slots * width, [&](int64_t b, int64_t head) {
-      const Ring ring{slots, heads_, width, *op.at<int64_t>(6, b), op.at(3, b), op.at(4, b), op.at<bool>(5, b),
-                      op.at(7), op.at(8)};
+    const int64_t count = op.sizes[0], width = op.sizes[1], slots = op.sizes[2], all = count * width;
+    heads(count, 4 * slots * width, [&](int64_t b, int64_t head) {
       const int64_t at = head * width;
-      attend_head(ring, head, op.at(0, b) + at, op.at(1, b) + at, op.at(2, b) + at,
-                  op.at(9, b) + head * (slots + 1), op.at(10, b) + at);
+      const Ring ring{slots, all, width, *op.at<int64_t>(6, b), op.at(3, b) + at, op.at(4, b) + at, op.at<bool>(5, b),
+                      op.at(7), op.at(8)};
+      attend_head(ring, op.at(0, b) + at, op.at(1, b) + at, op.at(2, b) + at, op.at(9, b) + head * (slots + 1),
+                  op.at(10, b) + at);
     });
     for (int64_t b = 0; slots && b < batch; b++) {
       if (!kept(b)) continue;

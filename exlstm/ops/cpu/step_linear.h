@@ -1,8 +1,8 @@
 // Products of a few rows with a large matrix, which is read once, in the order in which it lies in memory.
 //
-// A matrix [out, in] lies in panels of PANEL_VECTORS * LANES outputs, the last one narrower: within a panel, input after
-// input, the weights of all its outputs. Narrow weights lie several to a word, each word holding those of outputs LANES
-// apart, so that shifts of whole vectors take them out.
+// A matrix [out, in] lies in panels of PANEL_VECTORS * LANES outputs, the last one narrower: within a panel, input
+// after input, the weights of all its outputs. Narrow weights lie several to a word, each word holding those of outputs
+// LANES apart, so that shifts of whole vectors take them out.
 
 #pragma once
 
@@ -28,7 +28,8 @@ struct Halves {  // bfloat16
 
   static Vec take(const Word* p, int which) {
     typedef float Floats __attribute__((vector_size(LANES * 4)));
-    const Words words = *reinterpret_cast<const WordsAnywhere*>(p), bits = which ? words & int32_t(0xffff0000) : words << 16;
+    const Words words = *reinterpret_cast<const WordsAnywhere*>(p);
+    const Words bits = which ? words & int32_t(0xffff0000) : words << 16;
     Floats x;
     std::memcpy(&x, &bits, sizeof(x));
     return __builtin_convertvector(x, Vec);

@@ -162,7 +162,9 @@ inline void hmlstm_count(const Heads& x, Tree& tree) {
     const REAL written = write * x.k[d];
     n[d] = keep * n[d] + written;
     REAL* row = C + d * x.dv;
-    along(x.dv, row, [&](int64_t j, int count) { return keep * load(row + j, count) + written * load(x.v + j, count); });
+    along(x.dv, row, [&](int64_t j, int count) {
+      return keep * load(row + j, count) + written * load(x.v + j, count);
+    });
   }
   for (int64_t slot = 0; slot < target; slot++) {
     const REAL weight = std::exp(tree.m[slot] - m);
@@ -200,26 +202,26 @@ inline void slstm_head(int64_t width, const REAL* gates, REAL* c, REAL* n, REAL*
   }
 }
 
-// The keys and values of the `slots` steps before this one [slots, H, D], in a ring whose oldest is `first`.
+// One head's keys and values of the `slots` steps before this one, in a ring whose oldest is `first`.
 struct Ring {
-  int64_t slots, heads, width, first;
-  const REAL *k, *v;
+  int64_t slots, stride, width, first;
+  const REAL *k, *v;           // [slots, D], a slot begins every `stride` elements
   const bool* held;            // [slots]
   const REAL *cosine, *sine;   // [slots, D / 2] of rotations by 1, 2, ... steps
 };
 
 // y = softmax(q . rotated k / sqrt(D)) v for one head; `scores` has room for slots + 1. A query and a key `distance`
 // steps apart meet as if the query alone had turned by it.
-inline void attend_head(const Ring& ring, int64_t head, const REAL* q, const REAL* k, const REAL* v, REAL* scores, REAL* y) {
-  const int64_t slots = ring.slots, width = ring.width, half = width / 2, stride = ring.heads * width;
-  const REAL root = 1 / std::sqrt(REAL(width)), *keys = ring.k + head * width, *values = ring.v + head * width;
+inline void attend_head(const Ring& ring, const REAL* q, const REAL* k, const REAL* v, REAL* scores, REAL* y) {
+  const int64_t slots = ring.slots, width = ring.width, half = width / 2;
+  const REAL root = 1 / std::sqrt(REAL(width));
   REAL largest = scores[slots] = root * dot(q, k, width);
   for (int64_t slot = 0; slot < slots; slot++) {
     scores[slot] = -INFINITY;
     if (!ring.held[slot]) continue;
     const int64_t distance = slot < ring.first ? ring.first - slot : slots + ring.first - slot;
-    const REAL *key = keys + slot * stride, *cosine = ring.cosine + (distance - 1) * half;
-    const REAL* sine = ring.sine + (distance - 1) * half;
+    const REAL *key = ring.k + slot * ring.stride;
+    const REAL *cosine = ring.cosine + (distance - 1) * half, *sine = ring.sine + (distance - 1) * half;
     Vec products{};
     for (int64_t j = 0; j < half; j += LANES) {
       const int count = lanes_at(j, half);
@@ -238,7 +240,7 @@ inline void attend_head(const Ring& ring, int64_t head, const REAL* q, const REA
   });
   const REAL scale = 1 / total(weights);
   along(width, y, [&](int64_t j, int count) { return scale * scores[slots] * load(v + j, count); });
-  add_rows(slots, scores, values, stride, width, scale, y);
+  add_rows(slots, scores, ring.v, ring.stride, width, scale, y);
 }
 
 }  // namespace
