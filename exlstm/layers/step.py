@@ -118,8 +118,8 @@ def _(layer: SlidingWindowAttention, program: Program, x: Tensor) -> tuple[Tenso
     q, k, v = program.linear(x, layer.qkv.weight).chunk(3, 1)
     slots, width = layer.window - 1, x.shape[1] // layer.heads
     ring = Ring(
-        k=program.register(slots, layer.heads, width),
-        v=program.register(slots, layer.heads, width),
+        k=program.register(layer.heads, slots, width),
+        v=program.register(layer.heads, slots, width),
         held=program.register(slots, dtype=torch.bool),
         first=program.register(dtype=torch.int64),
     )
@@ -155,7 +155,8 @@ def read_state(state: Any) -> Any:
         slots = state.held.shape[1]
         order = (state.first[:, None] + torch.arange(slots, device="cpu")) % max(slots, 1)  # the oldest first
         rows = torch.arange(len(order), device="cpu")[:, None]
-        return AttentionState(*(part[rows, order] for part in state[:3]))
+        k, v = state.k.transpose(1, 2), state.v.transpose(1, 2)
+        return AttentionState(*(part[rows, order] for part in (k, v, state.held)))
     if isinstance(state, tuple):
         parts = [read_state(part) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
@@ -166,7 +167,7 @@ def write_state(state: Any, source: Any) -> None:
     """Copy a state of the layers' own, of the shapes that `read_state` returns, into a program's."""
     if isinstance(state, Ring):
         state.first.zero_()
-        state = state[:3]
+        state = (state.k.transpose(1, 2), state.v.transpose(1, 2), state.held)
     if isinstance(state, tuple):
         for part, value in zip(state, source, strict=True):
             write_state(part, value)

@@ -180,8 +180,8 @@ def test_attention_sees_a_window_and_distances_alone(slots, width):
     p = program(batch)
     q, k, v = (p.register(heads * width) for _ in range(3))
     ring = Ring(
-        p.register(slots, heads, width),
-        p.register(slots, heads, width),
+        p.register(heads, slots, width),
+        p.register(heads, slots, width),
         p.register(slots, dtype=torch.bool),
         p.register(dtype=torch.int64),
     )

@@ -147,19 +147,21 @@ struct Machine {
   }
 
   void attend(const Instruction& op) const {
-    const int64_t count = op.sizes[0], width = op.sizes[1], slots = op.sizes[2], all = count * width;
+    const int64_t count = op.sizes[0], width = op.sizes[1], slots = op.sizes[2];
     heads(count, 4 * slots * width, [&](int64_t b, int64_t head) {
-      const int64_t at = head * width;
-      const Ring ring{slots, all, width, *op.at<int64_t>(6, b), op.at(3, b) + at, op.at(4, b) + at, op.at<bool>(5, b),
-                      op.at(7), op.at(8)};
+      const int64_t at = head * width, first = *op.at<int64_t>(6, b);
+      REAL *k = op.at(3, b) + at * slots, *v = op.at(4, b) + at * slots;
+      const Ring ring{slots, width, first, k, v, op.at<bool>(5, b), op.at(7), op.at(8)};
       attend_head(ring, op.at(0, b) + at, op.at(1, b) + at, op.at(2, b) + at, op.at(9, b) + head * (slots + 1),
                   op.at(10, b) + at);
+      if (slots) {
+        std::memcpy(k + first * width, op.at(1, b) + at, width * sizeof(REAL));
+        std::memcpy(v + first * width, op.at(2, b) + at, width * sizeof(REAL));
+      }
     });
     for (int64_t b = 0; slots && b < batch; b++) {
       if (!kept(b)) continue;
       int64_t& first = *op.at<int64_t>(6, b);
-      std::memcpy(op.at(3, b) + first * all, op.at(1, b), all * sizeof(REAL));
-      std::memcpy(op.at(4, b) + first * all, op.at(2, b), all * sizeof(REAL));
       op.at<bool>(5, b)[first] = true;
       first = (first + 1) % slots;
     }

@@ -39,8 +39,8 @@ obstacle = functools.partial(obstacle_of, _SOURCE)
 class Ring(NamedTuple):
     """The last steps that attention sees, the oldest of row b in slot `first[b]`."""
 
-    k: Tensor  # [B, window - 1, H, D] keys, before rotation
-    v: Tensor  # [B, window - 1, H, D] values
+    k: Tensor  # [B, H, window - 1, D] keys, before rotation
+    v: Tensor  # [B, H, window - 1, D] values
     held: Tensor  # bool [B, window - 1], False where there is nothing
     first: Tensor  # int64 [B]
 
@@ -180,7 +180,7 @@ class Program:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, ring: Ring, base: float = 10_000.0) -> Tensor:
         """Attention of q [B, H * D] to this step and those in the ring, with rotary positions; k, v enter the ring."""
-        slots, heads, width = ring.k.shape[1:]
+        heads, slots, width = ring.k.shape[1:]
         half = width // 2
         frequency = base ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
         angle = torch.arange(1, slots + 1, dtype=torch.float64, device="cpu")[:, None] * frequency

@@ -41,19 +41,19 @@ inline void along(int64_t width, REAL* y, const F& f) {
   }
 }
 
-// y += scale * sum_r a[r] M[r], for rows of `width` that begin every `stride` elements.
-inline void add_rows(int64_t rows, const REAL* a, const REAL* M, int64_t stride, int64_t width, REAL scale, REAL* y) {
+// y += scale * (a M), for M [rows, width].
+inline void add_rows(int64_t rows, const REAL* a, const REAL* M, int64_t width, REAL scale, REAL* y) {
   int64_t j = 0;
   for (; j + 4 * LANES <= width; j += 4 * LANES) {
     Vec sums[4] = {};
     for (int64_t r = 0; r < rows; r++)
-      for (int s = 0; s < 4; s++) sums[s] += a[r] * load(M + r * stride + j + s * LANES);
+      for (int s = 0; s < 4; s++) sums[s] += a[r] * load(M + r * width + j + s * LANES);
     for (int s = 0; s < 4; s++) store(y + j + s * LANES, load(y + j + s * LANES) + scale * sums[s]);
   }
   for (; j < width; j += LANES) {
     const int count = lanes_at(j, width);
     Vec sum{};
-    for (int64_t r = 0; r < rows; r++) sum += a[r] * load(M + r * stride + j, count);
+    for (int64_t r = 0; r < rows; r++) sum += a[r] * load(M + r * width + j, count);
     store(y + j, load(y + j, count) + scale * sum, count);
   }
 }
@@ -134,7 +134,7 @@ inline void hmlstm_read(const Heads& x, const REAL* level, const Tree& tree) {
     if (!tree.held(slot)) continue;
     const REAL weight = std::exp(log_weight(slot) - m) * root;
     weights += weight * dot(x.q, tree.n + slot * x.dk, x.dk);
-    add_rows(x.dk, x.q, tree.C + slot * x.dk * x.dv, x.dv, x.dv, weight, x.h);
+    add_rows(x.dk, x.q, tree.C + slot * x.dk * x.dv, x.dv, weight, x.h);
   }
   const REAL scale = normaliser(weights, m);
   along(x.dv, x.h, [&](int64_t j, int count) { return scale * load(x.h + j, count); });
@@ -204,8 +204,8 @@ inline void slstm_head(int64_t width, const REAL* gates, REAL* c, REAL* n, REAL*
 
 // One head's keys and values of the `slots` steps before this one, in a ring whose oldest is `first`.
 struct Ring {
-  int64_t slots, stride, width, first;
-  const REAL *k, *v;           // [slots, D], a slot begins every `stride` elements
+  int64_t slots, width, first;
+  const REAL *k, *v;           // [slots, D]
   const bool* held;            // [slots]
   const REAL *cosine, *sine;   // [slots, D / 2] of rotations by 1, 2, ... steps
 };
@@ -220,7 +220,7 @@ inline void attend_head(const Ring& ring, const REAL* q, const REAL* k, const RE
     scores[slot] = -INFINITY;
     if (!ring.held[slot]) continue;
     const int64_t distance = slot < ring.first ? ring.first - slot : slots + ring.first - slot;
-    const REAL *key = ring.k + slot * ring.stride;
+    const REAL *key = ring.k + slot * width;
     const REAL *cosine = ring.cosine + (distance - 1) * half, *sine = ring.sine + (distance - 1) * half;
     Vec products{};
     for (int64_t j = 0; j < half; j += LANES) {
@@ -240,7 +240,7 @@ inline void attend_head(const Ring& ring, const REAL* q, const REAL* k, const RE
   });
   const REAL scale = 1 / total(weights);
   along(width, y, [&](int64_t j, int count) { return scale * scores[slots] * load(v + j, count); });
-  add_rows(slots, scores, ring.v, ring.stride, width, scale, y);
+  add_rows(slots, scores, ring.v, width, scale, y);
 }
 
 }  // namespace
