@@ -1,0 +1,21 @@
+"""Text: files to documents, documents to tokens, tokens to batches."""
+
+from exlstm.data.text.corpus import SPLITS, TokenBatch, Tokens, Windows, pieces, write_corpus
+from exlstm.data.text.reading import Document, Reading, read_documents
+from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "SPLITS",
+    "Document",
+    "Reading",
+    "TokenBatch",
+    "Tokenizer",
+    "Tokens",
+    "Windows",
+    "pieces",
+    "read_documents",
+    "write_corpus",
+]

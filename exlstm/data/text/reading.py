@@ -1,0 +1,131 @@
+"""Documents from a user's files: text, JSON lines or Parquet."""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+
+
+class Document(NamedTuple):
+    """A text, and where it is from."""
+
+    source: str
+    text: str
+
+
+@dataclass
+class Reading:
+    """What was done to documents on their way; everything that is not as it was is counted here."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def notes(self) -> list[str]:
+        """One sentence for everything that happened at least once."""
+        texts = {
+            "empty": "{} without any text left out",
+            "repeated": "{} equal to one before left out",
+            "encoding": "{} not in UTF-8, read as Windows-1252",
+            "normalised": "{} brought to Unicode normal form C",
+        }
+        return [
+            text.format(f"{n} document{'s' if n > 1 else ''}")
+            for name, text in texts.items()
+            if (n := self.counts[name])
+        ]
+
+
+def read_documents(source: str | Path, reading: Reading, *, column: str = "text") -> Iterator[Document]:
+    """The documents of a file, or of all files below a folder, one after another.
+
+    A text file is one document; a JSON line or a row of Parquet is one, its text in `column`. Texts are
+    brought to Unicode's normal form C, line ends to \\n. Documents without text and such as were there before
+    are left out. What was done is counted in `reading`.
+
+    Raises:
+        ValueError: there is nothing to read, or a file is not what its name says.
+    """
+    seen: set[bytes] = set()
+    for path in text_files(source):
+        for name, text in _texts(path, column, reading):
+            clean = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
+            if not clean.strip():
+                reading.counts["empty"] += 1
+                continue
+            digest = hashlib.blake2b(clean.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if digest in seen:
+                reading.counts["repeated"] += 1
+                continue
+            seen.add(digest)
+            reading.counts["documents"] += 1
+            reading.counts["characters"] += len(clean)
+            reading.counts["normalised"] += not unicodedata.is_normalized("NFC", text)
+            yield Document(name, clean)
+
+
+def text_files(source: str | Path) -> list[Path]:
+    """The file `source`, or the text files below the folder `source`, in order of their names."""
+    source = Path(source)
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ValueError(f"there is no file or folder {source}; give text files ({', '.join(SUFFIXES)}) or a folder")
+    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise ValueError(f"no text in {source}: expected files ending in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _texts(path: Path, column: str, reading: Reading) -> Iterator[Document]:
+    match path.suffix.lower():
+        case ".jsonl":
+            yield from _json_lines(path, column)
+        case ".parquet":
+            yield from _parquet(path, column)
+        case _:
+            yield Document(str(path), _decoded(path.read_bytes(), reading))
+
+
+def _decoded(data: bytes, reading: Reading) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        reading.counts["encoding"] += 1
+        return data.decode("cp1252", "replace")
+
+
+def _json_lines(path: Path, column: str) -> Iterator[Document]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+            if not isinstance(record, dict) or not isinstance(record.get(column), str):
+                keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+                raise ValueError(f"{path} line {number} has no text in {column!r}; it has: {keys}")
+            yield Document(f"{path}:{number}", record[column])
+
+
+def _parquet(path: Path, column: str) -> Iterator[Document]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        if column not in file.schema_arrow.names:
+            raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(file.schema_arrow.names)}")
+        row = 0
+        for batch in file.iter_batches(columns=[column]):
+            for text in batch.column(0).to_pylist():
+                row += 1
+                yield Document(f"{path}:{row}", "" if text is None else str(text))
+    except ArrowException as error:
+        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from error
