@@ -23,13 +23,13 @@ class Decoder:
 
     A step is a single call of compiled code, in which every weight is read once. It computes what the backbone
     computes in evaluation, and its state is the backbone's own, so that the two can take turns at every step.
-    Without a C++ compiler, or for a model on a GPU, a copy of the backbone is called instead, weights in full.
+    Without a C++ compiler, on a GPU or in bfloat16, the backbone itself is called instead, with the weights it has.
 
     Weights are read when the decoder is made: after a change of the model make another one. A decoder serves one
     thread at a time.
 
     Args:
-        backbone: in float32 or float64, not bidirectional.
+        backbone: not bidirectional.
         embedding: from tokens to what the backbone reads; None if `step` is given vectors.
         head: a linear map from what the backbone gives; None if `step` is to return that.
         batch: rows B, each with a state of its own.
@@ -53,7 +53,8 @@ class Decoder:
         parameter = next(backbone.parameters())
         self.batch, self.width, self.dtype, self.device = batch, backbone.width, parameter.dtype, parameter.device
         self.tokens = embedding.num_embeddings if embedding is not None else None
-        run = _Module if obstacle(self.device) else _Compiled
+        compiled = self.dtype in (torch.float32, torch.float64) and obstacle(self.device) is None
+        run = _Compiled if compiled else _Module
         # No inference tensors among what later steps write to.
         with torch.inference_mode(False), torch.no_grad():
             self._run = run(backbone, embedding, head, batch, weights)
@@ -144,9 +145,9 @@ class Decoder:
             raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
         parts = [part for part in (backbone, embedding, head) if part is not None]
         found = {(p.dtype, p.device) for part in parts for p in part.parameters()}
-        if len(found) > 1 or next(iter(found))[0] not in (torch.float32, torch.float64):
+        if len(found) > 1:
             listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in found))
-            raise ValueError(f"all weights must be float32 or all float64, on one device, got {listed}; use .float()")
+            raise ValueError(f"all weights must be of one dtype and on one device, got {listed}; use .to(...)")
         if embedding is not None and embedding.embedding_dim != backbone.width:
             raise ValueError(f"embedding must give width {backbone.width}, got {embedding.embedding_dim}")
         if head is not None and head.in_features != backbone.width:
@@ -197,13 +198,14 @@ class _Compiled:
 
 
 class _Module:
-    """A copy of the model, called with sequences of one step."""
+    """The model itself, called with sequences of one step."""
 
     def __init__(
         self, backbone: Backbone, embedding: nn.Embedding | None, head: nn.Linear | None, batch: int, weights: Weights
     ) -> None:
-        self._backbone = copy.deepcopy(backbone).eval()
-        self._embedding, self._head = copy.deepcopy(embedding), copy.deepcopy(head)
+        # Modules of our own, to be in evaluation whatever the model's are in, with the model's weights.
+        shared: dict[int, Any] = {id(weight): weight for weight in backbone.parameters()}
+        self._backbone, self._embedding, self._head = copy.deepcopy(backbone, shared).eval(), embedding, head
         parameter = next(backbone.parameters())
         nothing = parameter.new_zeros(batch, 1, backbone.width)
         self._empty = self._backbone(nothing, mask=nothing[..., 0] != 0)[1]
