@@ -70,17 +70,15 @@ def _(layer: MLSTMLarge, program: Program, x: Tensor) -> tuple[Tensor, Any]:
 def _cell(
     cell: MatrixMemoryCell, program: Program, q: Tensor, k: Tensor, v: Tensor, gate_input: Tensor
 ) -> tuple[Tensor, Any]:
-    maps = [m for m in (cell.input_gate, cell.forget_gate, cell.level_gate) if m is not None]
-    weight, bias = torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])
     # Gates decide over many steps and are thin: their weights stay exact.
-    gates = program.linear(gate_input, weight, bias, exact=True)
+    gates = program.linear(gate_input, *cell.gate_parameters(), exact=True)
     if cell.soft_cap is not None:
         gates = program.soft_cap(gates, cell.soft_cap)
     i, f, level = gates.split([cell.heads, cell.heads, cell.heads * cell.levels], 1)
     dk, dv = q.shape[1] // cell.heads, v.shape[1] // cell.heads
     place: dict[str, Any] = {"dtype": program.dtype, "device": torch.device("cpu")}
     memory: MLSTMState | HMLSTMState
-    if cell.level_gate is None:
+    if not cell.levels:
         memory = MLSTMState.empty(program.batch, cell.heads, dk, dv, **place)
         h = program.mlstm(q, k, v, i, f, memory)
     else:

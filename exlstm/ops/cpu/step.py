@@ -165,13 +165,13 @@ class Program:
 
     def mlstm(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState) -> Tensor:
         """`exlstm.ops.mlstm`: q, k [B, H * DK], v [B, H * DV], gates [B, H] to [B, H * DV]."""
-        return self._memory("mlstm", (q, k, v, i, f), state.C.shape[-2:], (), state)
+        return self._memory("mlstm", (q, k, v, i, f), (), state)
 
     def hmlstm(
         self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, state: HMLSTMState
     ) -> Tensor:
         """`exlstm.ops.hmlstm`, with level weights [B, H * levels]."""
-        return self._memory("hmlstm", (q, k, v, i, f), state.C.shape[-2:], (level,), state)
+        return self._memory("hmlstm", (q, k, v, i, f), (level,), state)
 
     def slstm(self, gates: Tensor, state: SLSTMState) -> Tensor:
         """Cells from pre-activations [B, H * 4 * D] (in each head i, f, z, o), recurrence included; state.h is it."""
@@ -189,16 +189,11 @@ class Program:
         return self._append("attend", (heads, width, slots), [q, k, v, *ring, *tables, scores, y], y)
 
     def _memory(
-        self,
-        opcode: str,
-        inputs: Sequence[Tensor],
-        head: Sequence[int],
-        extra: Sequence[Tensor],
-        state: MLSTMState | HMLSTMState,
+        self, opcode: str, inputs: Sequence[Tensor], level: Sequence[Tensor], state: MLSTMState | HMLSTMState
     ) -> Tensor:
-        heads, (dk, dv) = state.C.shape[1], head
+        (heads, *levels), (dk, dv) = state.m.shape[1:], state.C.shape[-2:]
         y = self.register(heads * dv)
-        return self._append(opcode, (heads, dk, dv, *state.m.shape[2:]), [*inputs, y, *extra, *state], y)
+        return self._append(opcode, (heads, dk, dv, *levels), [*inputs, y, *level, *state], y)
 
     def _append(
         self,
