@@ -1,4 +1,4 @@
-"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `info`.
+"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `generate RUN`, `info`.
 
 The words up to the options are read here; the options belong to the task. A mistake of the person at the
 keyboard ends with one sentence and exit code 2; a mistake of ours ends with a traceback.
@@ -19,14 +19,16 @@ from typing import Any
 from exlstm import __version__
 from exlstm.arguments import UsageError, closest, parse
 from exlstm.tasks import TASKS
-from exlstm.tasks.options import EvaluateOptions, PredictOptions, as_flags, restore
+from exlstm.tasks.options import EvaluateOptions, GenerateOptions, PredictOptions, as_flags, restore
 
 _COMMANDS = {
     "train": "train a model and report how good it is",
     "evaluate": "score the model of a run again",
     "predict": "use the model of a run",
+    "generate": "write text with the model of a run",
     "info": "show versions, devices and backends",
 }
+_WITHOUT_A_RUN = {"evaluate": EvaluateOptions, "predict": PredictOptions, "generate": GenerateOptions}
 _USAGE_ERROR, _INTERRUPTED, _BROKEN_PIPE = 2, 130, 141
 
 
@@ -89,7 +91,7 @@ def _dispatch(prog: str, words: list[str]) -> int:
             return 0
         case ["train", *rest]:
             return _train(prog, rest)
-        case ["evaluate" | "predict" as command, *rest]:
+        case ["evaluate" | "predict" | "generate" as command, *rest]:
             return _use_run(prog, command, rest)
         case ["info", *rest]:
             return _info(prog, rest)
@@ -133,14 +135,19 @@ def _train_options(prog: str, task: str, words: list[str]) -> Any:
 
 
 def _use_run(prog: str, command: str, words: list[str]) -> int:
-    """Both commands start from a run, whose task decides what further options there are."""
+    """These commands start from a run, whose task decides what further options there are."""
     folder = next((word for word in words if (Path(word) / "config.json").is_file()), None)
     if folder is None:
         if {"-h", "--help"} & set(words):
-            parse({"evaluate": EvaluateOptions, "predict": PredictOptions}[command], words, prog=f"{prog} {command}")
+            parse(_WITHOUT_A_RUN[command], words, prog=f"{prog} {command}")
         raise UsageError(_no_run(prog, command, words))
-    module = _module(_task_of(Path(folder)))
-    kind = {"evaluate": module.Evaluate, "predict": module.Predict}[command]
+    task = _task_of(Path(folder))
+    module = _module(task)
+    kind = getattr(module, command.capitalize(), None)
+    if kind is None:
+        raise UsageError(
+            f"{folder} is a run of the task {task!r}, which has no {command}; {prog} predict uses its model"
+        )
     return getattr(module, command)(parse(kind, words, prog=f"{prog} {command}"), prog)
 
 
@@ -206,6 +213,7 @@ def _help(prog: str) -> str:
             f"  {prog} train TASK [options]              tasks: {', '.join(TASKS)}",
             f"  {prog} evaluate RUN",
             f"  {prog} predict RUN [FILE] --out FILE",
+            f"  {prog} generate RUN --prompt TEXT",
             "",
             f"{prog} COMMAND --help tells more, --version the version.",
         ]

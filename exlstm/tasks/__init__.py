@@ -6,6 +6,8 @@ The module of a task defines three frozen dataclasses of options and three funct
     Evaluate(EvaluateOptions)  evaluate(options: Evaluate, prog: str) -> int
     Predict(PredictOptions)    predict(options: Predict, prog: str) -> int
 
+and, where the task can write something of its own, `Generate` and `generate` likewise,
+
 where `prog` is how the program was called, for the commands that are shown to the person, and the result is
 the exit code. It imports torch and the models inside those functions, so that `--help` is quick. To add a
 task, write its module and add its line here.
@@ -13,5 +15,6 @@ task, write its module and add its line here.
 
 TASKS = {
     "forecast": "forecast time series, with quantiles",
+    "lm": "model and write text",
 }
 """Name of the task, which is that of its module in this package, and what it does."""

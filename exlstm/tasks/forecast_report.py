@@ -16,8 +16,8 @@ from exlstm.tasks.forecast_evaluation import Evaluation
 from exlstm.tasks.forecast_pictures import calibration, error_by_step, fan, timeline
 from exlstm.tasks.options import as_flags
 from exlstm.tasks.report import Number, Report, Section, Table
+from exlstm.tasks.report_facts import configuration, flat, footer, plural
 from exlstm.tasks.runs import Run
-from exlstm.train.progress import format_seconds
 
 if TYPE_CHECKING:
     from exlstm.models.forecaster import Forecaster
@@ -29,7 +29,6 @@ _LABELS = {
     "coverage80": "in 80% interval",
 }
 _NOUNS = {"seasonal_naive": " forecast", "ridge": " regression"}
-_NOT_SHOWN = ("data_digest",)
 _MOST_SERIES = 3
 
 
@@ -73,8 +72,8 @@ def headline(evaluation: Evaluation) -> str:
     beside = f", {' and '.join(comparisons)}" if comparisons else ""
     held = format_score("coverage80", evaluation.scores["coverage80"])
     return (
-        f"{metric} {format_score(metric, ours)} on {_plural(evaluation.windows, 'window')} of "
-        f"{_plural(evaluation.horizon, 'step')} that the model had not seen{beside}. "
+        f"{metric} {format_score(metric, ours)} on {plural(evaluation.windows, 'window')} of "
+        f"{plural(evaluation.horizon, 'step')} that the model had not seen{beside}. "
         f"The 80% interval held {held} of the values."
     )
 
@@ -116,47 +115,17 @@ def make_report(
             Section("Forecasts against the truth", pictures=_forecast_pictures(evaluation, data)),
             Section("Where the error lies", pictures=_error_pictures(evaluation, history)),
             Section("Data", notes=[as_flags(note) for note in data.notes], facts=_data_facts(scores["data"])),
-            Section("Configuration", facts={"model": model, **_configuration(run)}, command=shlex.join(command)),
+            Section("Configuration", facts={"model": model, **configuration(run)}, command=shlex.join(command)),
         ],
-        footer=_footer(run, scores),
+        footer=footer(run, scores),
     )
 
 
 def _data_facts(about: Mapping[str, Any]) -> dict[str, str]:
     horizon, windows = about["horizon"], about["windows"]
-    held_out = f"{_plural(windows, 'window')} of {_plural(horizon, 'step')}"
+    held_out = f"{plural(windows, 'window')} of {plural(horizon, 'step')}"
     rest = {name: about[name] for name in ("source", "series", "steps", "frequency", "first", "last", "season")}
-    return {**_flat(rest), "held out": held_out}
-
-
-def _configuration(run: Run) -> dict[str, str]:
-    return _flat({name: value for name, value in run.options.items() if name not in _NOT_SHOWN})
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    facts: dict[str, str] = {}
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            facts |= _flat(value, f"{prefix}{name}.")
-        elif value is not None and value != [] and value is not False:
-            facts[prefix + name.replace("_", " ")] = _as_text(value)
-    return facts
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if type(value) is int else str(value)
-
-
-def _footer(run: Run, scores: Mapping[str, Any]) -> str:
-    where = run.config["environment"]
-    threads = _plural(where["threads"], "thread")
-    return (
-        f"exlstm {where['exlstm']}, torch {where['torch']}, {threads}, {where['platform']}. "
-        f"Begun {run.config['started'][:16].replace('T', ' ')}, trained for {format_seconds(scores['seconds'])}, "
-        f"at most {scores['peak_bytes'] / 2**20:,.0f} MiB of memory."
-    )
+    return {**flat(rest), "held out": held_out}
 
 
 def _compare(ours: float, theirs: float) -> str:
@@ -182,7 +151,7 @@ def _score_table(evaluation: Evaluation, scores: Mapping[str, Any]) -> Table:
         score_rows(scores),
         frozenset(strong),
         "Lower is better; the share of values in the 80% interval should be 80%. MASE is the error in units "
-        f"of what repeating the last season ({_plural(evaluation.season, 'step')}) misses on earlier data. "
+        f"of what repeating the last season ({plural(evaluation.season, 'step')}) misses on earlier data. "
         "CRPS is the error of the whole distribution, in the unit of the data, as MAE is. The best of each "
         "column is stressed.",
     )
@@ -193,7 +162,7 @@ def _forecast_pictures(evaluation: Evaluation, data: SeriesSet) -> list[Picture]
     timelines = []
     for unique_id in ids[:_MOST_SERIES] if len(ids) <= _MOST_SERIES else []:
         rows = evaluation.table[evaluation.table["unique_id"] == unique_id]
-        count = _plural(rows["cutoff"].nunique(), "held-out window")
+        count = plural(rows["cutoff"].nunique(), "held-out window")
         timelines.append(timeline(_local(rows), f"Series {unique_id}: all {count} in a row."))
     return [
         *timelines,
@@ -265,7 +234,3 @@ def _format_time(time: Any) -> str:
     if not isinstance(time, pd.Timestamp):
         return f"step {time}"
     return f"{time:%a %d %b %Y}" if time == time.normalize() else f"{time:%a %d %b %Y, %H:%M}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -69,6 +69,16 @@ class PredictOptions:
     """Where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is."""
 
 
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Write text with the model of a run. With a RUN, --help lists what its task adds to these options."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The folder of a run, as `train` made it."""
+    device: Annotated[str, arg(metavar="D")] = "auto"
+    """Where to compute: cpu, cuda, cuda:1, mps, or auto for the best there is."""
+
+
 def as_flags(text: str) -> str:
     """The text with Python's `name=` written as the command line's `--name`."""
     return re.sub(r"\b([a-z_]+)=(?=[ ,;)]|$)", lambda name: "--" + name[1].replace("_", "-"), text)

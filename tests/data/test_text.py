@@ -106,11 +106,16 @@ def texts_of(tokens):
     return [Tokenizer.bytes().decode(data[a:b]) for a, b in itertools.pairwise(starts)]
 
 
-def test_every_document_is_in_exactly_one_split(tmp_path):
-    splits = corpus(tmp_path, TEXTS)
+@pytest.mark.parametrize("count", [20, 60, 1000, 1001, 3000])
+def test_every_document_is_in_exactly_one_split(tmp_path, count):
+    texts = [f"text {n} of {count}" for n in range(count)]
+    splits = corpus(tmp_path, texts)
     found = [text for tokens in splits.values() for text in texts_of(tokens)]
-    assert sorted(found) == sorted(TEXTS)
-    assert sum(tokens.about.characters for tokens in splits.values()) == sum(map(len, TEXTS))
+    assert sorted(found) == sorted(texts)
+    assert sum(tokens.about.characters for tokens in splits.values()) == sum(map(len, texts))
+    for name in ("validation", "test"):
+        # To the document, or of very many drawn one by one within five standard deviations.
+        assert abs(splits[name].about.documents - count / 20) <= (0.5 if count <= 1000 else 5 * (count * 0.05) ** 0.5)
     assert all(len(tokens) == len(tokens.data) for tokens in splits.values())
 
 

@@ -2,9 +2,12 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +19,8 @@ from exlstm.data.text.tokenizer import BOS, Tokenizer
 
 SPLITS = ("train", "validation", "test")
 _WHOLE = 20  # parts of a corpus; one of them is validation and one is test
-_FEW = 2 * _WHOLE  # fewer documents than this are cut instead of chosen
+_FEW = _WHOLE  # fewer documents than this are cut instead of chosen
+_MANY = 1000  # of more documents than this, each is chosen by itself, so that they need not be in memory together
 
 
 @dataclass(frozen=True)
@@ -54,37 +58,48 @@ class Tokens:
 def write_corpus(folder: Path, documents: Iterable[Document], tokenizer: Tokenizer) -> None:
     """Write the splits' tokens into `folder`, one document in memory at a time.
 
-    Of many documents every twentieth, by a checksum of its text, is for validation and another for the test;
-    of a few, each document's last tenth is cut into the two.
+    Of twenty or more documents a twentieth, by a checksum of its text, is for validation and another for the test;
+    of fewer, each document's last tenth is cut into the two.
 
     Raises:
         ValueError: there is no document.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {name: _Writer(folder, name, tokenizer) for name in SPLITS}
-    first: list[Document] = []
-    for document in documents:
-        if len(first) < _FEW:
-            first.append(document)
-            if len(first) < _FEW:
-                continue
-            for held in first:
-                writers[_split_of(held)].add(held.text)
-        else:
-            writers[_split_of(document)].add(document.text)
+    documents = iter(documents)
+    first = [*islice(documents, _MANY)]
     if not first:
         raise ValueError("there is no text in these files")
+    rest = next(documents, None)
+    parts: Iterator[tuple[str, str]]
     if len(first) < _FEW:
-        for document in first:
-            for name, text in zip(SPLITS, _cut(document.text), strict=True):
-                writers[name].add(text)
-    for writer in writers.values():
-        writer.close()
+        parts = (part for document in first for part in zip(SPLITS, _cut(document.text), strict=True))
+    elif rest is None:
+        parts = _ranked(first)
+    else:
+        parts = ((_drawn(document), document.text) for document in chain(first, [rest], documents))
+    with ExitStack() as stack:
+        writers = {name: stack.enter_context(_Writer(folder, name, tokenizer)) for name in SPLITS}
+        for name, text in parts:
+            writers[name].add(text)
+        for writer in writers.values():
+            writer.finish()
 
 
-def _split_of(document: Document) -> str:
-    part = zlib.crc32(document.text.encode("utf-8", "surrogatepass")) % _WHOLE
-    return {0: "test", 1: "validation"}.get(part, "train")
+def _ranked(documents: Sequence[Document]) -> Iterator[tuple[str, str]]:
+    """Documents and their splits, which are of the right size to within one document."""
+    size = round(len(documents) / _WHOLE)
+    order = sorted(range(len(documents)), key=lambda n: (_checksum(documents[n]), n))
+    splits = dict.fromkeys(order[:size], "test") | dict.fromkeys(order[size : 2 * size], "validation")
+    return ((splits.get(n, "train"), document.text) for n, document in enumerate(documents))
+
+
+def _drawn(document: Document) -> str:
+    """The split of one document among very many."""
+    return {0: "test", 1: "validation"}.get(_checksum(document) % _WHOLE, "train")
+
+
+def _checksum(document: Document) -> int:
+    return zlib.crc32(document.text.encode("utf-8", "surrogatepass"))
 
 
 def _cut(text: str) -> tuple[str, str, str]:
@@ -118,11 +133,19 @@ class _Writer:
         self._tokens += len(data) // self._dtype.itemsize
         self._characters += len(text)
 
-    def close(self) -> None:
-        self._file.close()
+    def finish(self) -> None:
+        """Write what the split holds: it is complete."""
         about = About(self._documents, self._tokens, self._characters, f"{self._digest:08x}")
         text = json.dumps({"dtype": self._dtype.name} | asdict(about), indent=1) + "\n"
         (self._folder / f"{self._name}.json").write_text(text, encoding="utf-8")
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
 
 
 class TokenBatch(NamedTuple):

@@ -1,15 +1,17 @@
 """Documents from a user's files: text, JSON lines or Parquet."""
 
+import gzip
 import hashlib
 import json
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet", ".txt.gz")
 
 
 class Document(NamedTuple):
@@ -75,7 +77,7 @@ def text_files(source: str | Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise ValueError(f"there is no file or folder {source}; give text files ({', '.join(SUFFIXES)}) or a folder")
-    found = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in source.rglob("*") if path.name.lower().endswith(SUFFIXES) and path.is_file())
     if not found:
         raise ValueError(f"no text in {source}: expected files ending in {', '.join(SUFFIXES)}")
     return found
@@ -87,8 +89,17 @@ def _texts(path: Path, column: str, reading: Reading) -> Iterator[Document]:
             yield from _json_lines(path, column)
         case ".parquet":
             yield from _parquet(path, column)
+        case ".gz":
+            yield Document(str(path), _decoded(_unzipped(path), reading))
         case _:
             yield Document(str(path), _decoded(path.read_bytes(), reading))
+
+
+def _unzipped(path: Path) -> bytes:
+    try:
+        return gzip.decompress(path.read_bytes())
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or no gzip file: {error}") from error
 
 
 def _decoded(data: bytes, reading: Reading) -> str:

@@ -1,7 +1,7 @@
 """From text to tokens and back: bytes, or subwords learnt from text."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +13,7 @@ PAD, BOS, EOS = 0, 1, 2
 """Tokens that stand for no text: a place that is not there, the beginning and the end of a text."""
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 FILE = "tokenizer.json"
+_MOST_BYTES = 4  # of a character in UTF-8
 
 
 class Tokenizer:
@@ -83,6 +84,18 @@ class Tokenizer:
         if self._subwords is None:
             return bytes(t - len(SPECIAL) for t in tokens if t >= len(SPECIAL)).decode("utf-8", "replace")
         return self._subwords.decode([t for t in tokens if t >= len(SPECIAL)], skip_special_tokens=False)
+
+    def decode_stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        """The text of tokens as they come, each piece as soon as its characters are whole."""
+        waiting: list[int] = []
+        for token in tokens:
+            waiting.append(token)
+            text = self.decode(waiting)
+            if text and not (text.endswith("\ufffd") and len(waiting) < _MOST_BYTES):
+                yield text
+                waiting = []
+        if waiting:
+            yield self.decode(waiting)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json into `folder`; for subwords it is what the package `tokenizers` reads."""
