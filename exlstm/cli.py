@@ -1,4 +1,4 @@
-"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `generate RUN`, `info`.
+"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `generate RUN`, `data`, `info`.
 
 The words up to the options are read here; the options belong to the task. A mistake of the person at the
 keyboard ends with one sentence and exit code 2; a mistake of ours ends with a traceback.
@@ -18,6 +18,7 @@ from typing import Any
 
 from exlstm import __version__
 from exlstm.arguments import UsageError, closest, parse
+from exlstm.data.get import SOURCES, get
 from exlstm.tasks import TASKS
 from exlstm.tasks.options import EvaluateOptions, GenerateOptions, PredictOptions, as_flags, restore
 
@@ -26,6 +27,7 @@ _COMMANDS = {
     "evaluate": "score the model of a run again",
     "predict": "use the model of a run",
     "generate": "write text with the model of a run",
+    "data": "fetch real data sets",
     "info": "show versions, devices and backends",
 }
 _WITHOUT_A_RUN = {"evaluate": EvaluateOptions, "predict": PredictOptions, "generate": GenerateOptions}
@@ -93,6 +95,8 @@ def _dispatch(prog: str, words: list[str]) -> int:
             return _train(prog, rest)
         case ["evaluate" | "predict" | "generate" as command, *rest]:
             return _use_run(prog, command, rest)
+        case ["data", *rest]:
+            return _data(prog, rest)
         case ["info", *rest]:
             return _info(prog, rest)
         case [word, *_]:
@@ -173,6 +177,23 @@ def _no_run(prog: str, command: str, words: list[str]) -> str:
     return f"{path} is not the folder of a run: it has no config.json"
 
 
+def _data(prog: str, words: list[str]) -> int:
+    match words:
+        case []:
+            print("\n".join(f"{name}: {source.about}\n  {source.licence}" for name, source in SOURCES.items()))
+        case ["-h" | "--help", *_] | ["get", "-h" | "--help", *_]:
+            print(f"usage: {prog} data\n       {prog} data get NAME\n\nList the data sets, or fetch one.")
+        case ["get", name]:
+            folder = get(name)
+            _say(f"licence: {SOURCES[name].licence}")
+            print(folder)
+        case ["get"]:
+            raise UsageError(f"{prog} data get needs a name, one of: {', '.join(SOURCES)}")
+        case _:
+            raise UsageError(f"expected {prog} data, or {prog} data get NAME, got {prog} data {' '.join(words)}")
+    return 0
+
+
 def _info(prog: str, words: list[str]) -> int:
     match words:
         case []:
@@ -214,6 +235,7 @@ def _help(prog: str) -> str:
             f"  {prog} evaluate RUN",
             f"  {prog} predict RUN [FILE] --out FILE",
             f"  {prog} generate RUN --prompt TEXT",
+            f"  {prog} data get NAME                     data: {', '.join(SOURCES)}",
             "",
             f"{prog} COMMAND --help tells more, --version the version.",
         ]
