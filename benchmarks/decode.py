@@ -30,7 +30,7 @@ BATCH, TIME = 8, 128  # of a training step, and of the text that accuracy is mea
 
 def exlstm(*, pattern: str, style: Style, position: int, weights: Weights = "full") -> Work:
     """Our decoder, after the model has read the first tokens in pieces."""
-    model = lm.LanguageModel(pattern, style).eval()
+    model = lm.language_model(pattern, style).eval()
     state: Any = None
     with torch.no_grad():
         for begin in range(0, position, lm.PIECE):
@@ -50,7 +50,7 @@ def exlstm(*, pattern: str, style: Style, position: int, weights: Weights = "ful
 
 def exlstm_module(*, pattern: str, style: Style, position: int) -> Work:
     """Our model itself, called with single tokens and the state carried."""
-    model = lm.LanguageModel(pattern, style)
+    model = lm.language_model(pattern, style)
     return lm.decoding_work(model, model, position=position)
 
 
@@ -61,7 +61,7 @@ def exlstm_trained(*, pattern: str, style: Style, weights: Weights, steps: int) 
     log likelihood of a byte, in nats.
     """
     text = torch.tensor(list(b"".join(path.read_bytes() for path in sorted((ROOT / "exlstm").rglob("*.py")))))
-    model, held_out = lm.LanguageModel(pattern, style), text[-BATCH * (TIME + 1) :].view(BATCH, TIME + 1)
+    model, held_out = lm.language_model(pattern, style), text[-BATCH * (TIME + 1) :].view(BATCH, TIME + 1)
     _train(model, text[: -BATCH * (TIME + 1)], steps)
     narrow, full = (_logits(decoder_of(model.eval(), batch=BATCH, weights=w), held_out) for w in (weights, "full"))
     loss, before = (float(cross_entropy(x.flatten(0, 1), held_out[:, 1:].flatten())) for x in (narrow, full))

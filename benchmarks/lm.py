@@ -9,25 +9,16 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.work import Work
 from exlstm.layers.block import Style
-from exlstm.models import Backbone
+from exlstm.models import LanguageModel
 
 WIDTH, BLOCKS, HEADS, VOCABULARY = 256, 6, 4, 2048
 DECODED = 16  # tokens in one call
 PIECE = 1024  # tokens read at once before decoding
 
 
-class LanguageModel(nn.Module):
-    """Embedding, `Backbone`, head: `logits, state = model(tokens, state)` with tokens int64 [B, T]."""
-
-    def __init__(self, pattern: str, style: Style) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.backbone = Backbone(pattern, WIDTH, HEADS, style=style)
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
-
-    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        x, state = self.backbone(self.embedding(tokens), state)
-        return self.head(x), state
+def language_model(pattern: str, style: Style) -> LanguageModel:
+    """Ours."""
+    return LanguageModel(vocabulary=VOCABULARY, pattern=pattern, width=WIDTH, heads=HEADS, style=style)
 
 
 def parameters(model: nn.Module) -> int:

@@ -28,12 +28,14 @@ GROWING = (
 ATTENTION = Contestant("torch attention", "benchmarks.peers:torch_attention", {"heads": 4, "width": 64})
 
 
-def mlstm(*, batch: int, time: int, heads: int, dk: int, dv: int, backward: bool) -> Work:
+def mlstm(
+    *, batch: int, time: int, heads: int, dk: int, dv: int, backward: bool, chunk_size: int | None = None
+) -> Work:
     """Our mLSTM. Its operations are those of the chunkwise form with chunks of 64, whatever really runs."""
     inputs = mlstm_inputs(batch, time, heads, dk, dv)
     operations = batch * time * heads * (4 * dk * dv + 2 * CHUNK * (dk + dv))
     shape = (batch, time, heads, dv) if backward else None
-    return operator_work(lambda: ops.mlstm(*inputs)[0], inputs, shape, operations=operations)
+    return operator_work(lambda: ops.mlstm(*inputs, chunk_size=chunk_size)[0], inputs, shape, operations=operations)
 
 
 def hmlstm(*, batch: int, time: int, heads: int, dk: int, dv: int, backward: bool) -> Work:
@@ -84,6 +86,8 @@ def cases(quick: bool) -> list[Case]:
         _slstm(1, 512, 4, 64, True),
         _hmlstm(4096, 1.7),
         _hmlstm(65536, 2.5),
+        _chunks(64, 64),
+        _chunks(128, 256),
         *(case for work in GROWING for case in _growth(work, lengths)),
         *_growth(ATTENTION, lengths[:-1]),  # at 65,536 one call takes minutes
     ]
@@ -170,6 +174,19 @@ def _growth(
         title = f"growth of {work.name}, {_mode(backward)}, {tokens} tokens, 4 heads of width 64"
         found.append(Case(title, tuple(contestants), tuple(ratios)))
     return found
+
+
+def _chunks(dk: int, dv: int) -> Case:
+    """The rule by which the kernels choose their chunk size: 64, whatever the shapes are."""
+    arguments = {"batch": 1, "time": 4096, "heads": 4, "dk": dk, "dv": dv, "backward": True}
+    sizes = [
+        Contestant(
+            f"chunks of {size}", "benchmarks.ops:mlstm", {**arguments, "chunk_size": size}, SMALL, checks=("mlstm",)
+        )
+        for size in (CHUNK, 32, 96, 128)
+    ]
+    ratios = tuple(Ratio(other.name, sizes[0].name) for other in sizes[1:])
+    return Case(f"chunk size, mLSTM {_mode(True)}, 1 x 4096, 4 heads, DK {dk}, DV {dv}", tuple(sizes), ratios)
 
 
 def _mode(backward: bool) -> str:

@@ -12,7 +12,7 @@ OPERATORS = {"m": "mlstm", "s": "slstm", "h": "hmlstm"}
 
 def exlstm(*, pattern: str, style: Style, batch: int, time: int, precision: str) -> Work:
     """Our model."""
-    model = lm.LanguageModel(pattern, style)
+    model = lm.language_model(pattern, style)
     return lm.training_work(model, lambda x: model(x)[0], batch=batch, time=time, precision=precision)
 
 
@@ -25,7 +25,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def _case(pattern: str, style: Style, time: int, precisions: tuple[str, ...]) -> Case:
-    parameters = lm.parameters(lm.LanguageModel(pattern, style))
+    parameters = lm.parameters(lm.language_model(pattern, style))
     operators = tuple(OPERATORS[kind] for kind in sorted(set(pattern)))
     ours = Contestant("exlstm", "benchmarks.train:exlstm", {"pattern": pattern, "style": style}, checks=operators)
     if style == "paper":

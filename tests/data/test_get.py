@@ -80,5 +80,5 @@ def test_wrong_words_get_one_sentence(words, sentence, capsys):
 
 def test_without_the_tools_it_says_what_is_missing(fetched, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="in Debian's package python3.11-doc, and there is no apt-get here"):
+    with pytest.raises(ValueError, match=r"in Debian's package python3\.11-doc, and there is no apt-get here"):
         get("python-docs")
