@@ -7,6 +7,7 @@ from exlstm.layers.cell import MatrixMemoryCell
 from exlstm.layers.conv import CausalConv1d
 from exlstm.layers.hmlstm import HMLSTM
 from exlstm.layers.linear import HeadwiseLinear
+from exlstm.layers.memory import MemoryReader, MemoryWriter
 from exlstm.layers.mlp import GatedMLP
 from exlstm.layers.mlstm import MLSTM, MLSTMLarge
 from exlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
@@ -27,6 +28,8 @@ __all__ = [
     "LayerState",
     "MLSTMLarge",
     "MatrixMemoryCell",
+    "MemoryReader",
+    "MemoryWriter",
     "MultiHeadNorm",
     "RMSNorm",
     "SlidingWindowAttention",

@@ -1,0 +1,104 @@
+"""A hierarchical memory that is written once and read by context: a tree of matrix memories over a source.
+
+The leaves are short segments of the source; a node above joins two below. Every node holds what its steps wrote, as the
+memory of an mLSTM does, and a summary to be found by. A reader goes from coarse to fine: at every level it scores the
+nodes below those it kept, keeps the best and reads their memories; in the end it mixes the levels.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.layers.init import small_init_, wang_init_
+from exlstm.layers.linear import head_width
+from exlstm.layers.norm import MultiHeadNorm
+from exlstm.layers.steps import Lookback
+from exlstm.layers.tree import Form, Stored, Trace, read, store
+from exlstm.ops.checks import check_shape, check_steps
+
+
+class MemoryWriter(nn.Module):
+    """Writes a source into a hierarchical memory: `stored = writer(source, mask)`.
+
+    Args:
+        width: of the source.
+        heads: memories side by side.
+        leaf: steps of a leaf.
+    """
+
+    def __init__(self, width: int, heads: int, *, leaf: int = 8) -> None:
+        super().__init__()
+        head_width(width, heads)
+        if leaf < 1:
+            raise ValueError(f"leaf must be at least 1 step, got {leaf}")
+        self.heads, self.leaf = heads, leaf
+        self.kvs = nn.Linear(width, 3 * width, bias=False)  # keys, values, summaries
+        self.gate = nn.Linear(width, heads)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All steps weigh alike at first."""
+        small_init_(self.kvs.weight, self.kvs.in_features)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, source: Tensor, mask: Tensor | None = None) -> Stored:
+        """Write `source` [B, S, width]; steps where `mask` [B, S] is False are absent, whatever stands there."""
+        check_shape("source", source, (None, None, self.kvs.in_features), "[B, S, width]")
+        check_steps("mask", mask, *source.shape[:2])
+        # Absent steps go to the end, so that padding and gaps change no segment.
+        steps = Lookback(0, source.shape[1], mask=mask, reset=None)
+        source = steps.align(source if mask is None else source.masked_fill(~mask[..., None], 0))
+        k, v, s = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.kvs(source).chunk(3, -1))
+        log = self.gate(source).transpose(1, 2)
+        log = log.to(torch.promote_types(log.dtype, torch.float32))
+        if mask is not None:
+            log = log.masked_fill(~steps.align(mask)[:, None], -math.inf)
+        return store(k, v, s, log, self.leaf)
+
+
+class MemoryReader(nn.Module):
+    """Reads a hierarchical memory by context: `y, trace = reader(stored, x)` with x, y [B, T, width].
+
+    Args:
+        width: of queries and outputs, and of the source that was written.
+        heads: as the writer's; each chooses its nodes by itself.
+        keep: nodes of a level that are read.
+        levels: levels told apart; all above share the last one's weight.
+        depth: blocks in the model, by which the output projection is scaled at first.
+    """
+
+    def __init__(self, width: int, heads: int, *, keep: int = 4, levels: int = 12, depth: int = 1) -> None:
+        super().__init__()
+        head_width(width, heads)
+        for name, value in (("keep", keep), ("levels", levels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.heads, self.keep, self.levels, self.depth = heads, keep, levels, depth
+        self.query = nn.Linear(width, 3 * width, bias=False)  # what is asked, where it is looked for, output gate
+        self.level = nn.Linear(width, heads * levels)
+        self.norm = MultiHeadNorm(width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All levels weigh alike at first."""
+        small_init_(self.query.weight, self.query.in_features)
+        nn.init.zeros_(self.level.weight)
+        nn.init.zeros_(self.level.bias)
+        wang_init_(self.out.weight, self.out.out_features, self.depth)
+
+    def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto") -> tuple[Tensor, Trace]:
+        """Read for every step of `x` [B, T, width].
+
+        Args:
+            stored: what a writer of as many heads and the same width returned.
+            form: "dense" forms all T x S products, "sparse" reads the kept nodes alone; "auto" takes what costs less.
+        """
+        check_shape("x", x, (stored.k.shape[0], None, self.query.in_features), "[B, T, width]")
+        q, u, gate = self.query(x).chunk(3, -1)
+        q, u = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, u))
+        level = self.level(x).unflatten(-1, (self.heads, self.levels)).transpose(1, 2)
+        h, trace = read(stored, q, u, level, keep=self.keep, form=form)
+        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), trace

@@ -1,0 +1,184 @@
+"""The tree of a hierarchical memory, as pure functions: building it, and reading from coarse to fine."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from exlstm.ops.mlstm import EPS, normaliser_floor
+
+Form = Literal["auto", "dense", "sparse"]
+
+
+class Node(NamedTuple):
+    """The N nodes of one level; sums are scaled by exp(-m)."""
+
+    C: Tensor  # [B, H, N, DK, DV] matrix memories: sums of weight key value^T
+    n: Tensor  # [B, H, N, DK] normalisers: sums of weight key
+    s: Tensor  # [B, H, N, DK] sums of weight summary
+    w: Tensor  # [B, H, N] sums of weights
+    m: Tensor  # [B, H, N] the largest log weight; -inf in a node that holds nothing
+
+    def summary(self) -> Tensor:
+        """What the nodes are found by [B, H, N, DK]: the mean of their steps', by their weights."""
+        return self.s / self.w.clamp(min=EPS)[..., None].to(self.s.dtype)
+
+
+class Stored(NamedTuple):
+    """A source in memory: what its steps wrote, and the tree of it. S is a multiple of the leaf."""
+
+    k: Tensor  # [B, H, S, DK]
+    v: Tensor  # [B, H, S, DV]
+    log: Tensor  # [B, H, S] log weights; -inf for steps that are not there
+    levels: tuple[Node, ...]  # from the leaves to the root
+    leaf: int  # steps of a leaf
+    depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
+
+
+class Trace(NamedTuple):
+    """What a read did."""
+
+    nodes: tuple[Tensor, ...]  # from the leaves to the root: weights of the nodes [B, H, T, N], 0 where not read
+    levels: Tensor  # [B, H, T, levels of the tree] weights of the levels, 0 above a row's root
+
+
+def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int) -> Stored:
+    """The memory of keys, values and summaries [B, H, S, D] with log weights [B, H, S]; absent steps come last."""
+    short = -k.shape[2] % leaf
+    k, v, s = (F.pad(x, (0, 0, 0, short)) for x in (k, v, s))
+    log = F.pad(log, (0, short), value=-math.inf)
+    levels = [leaves(k, v, s, log, leaf)]
+    while levels[-1].m.shape[-1] > 1:
+        levels.append(joined(levels[-1]))
+    several = [(node.m[:, 0] > -math.inf).sum(-1) > 1 for node in levels]
+    return Stored(k, v, log, tuple(levels), leaf, 1 + torch.stack(several).sum(0))
+
+
+def leaves(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int) -> Node:
+    """The leaves of keys, values and summaries [B, H, S, D], with log weights [B, H, S]."""
+    k, v, s, log = (x.unflatten(2, (-1, leaf)) for x in (k, v, s, log))  # [B, H, N, leaf, ...]
+    m = log.amax(-1)
+    weight = _exp(log, m[..., None])
+    scale = weight[..., None].to(k.dtype)
+    return Node((scale * k).transpose(-1, -2) @ v, (scale * k).sum(-2), (scale * s).sum(-2), weight.sum(-1), m)
+
+
+def joined(below: Node) -> Node:
+    """Two neighbours each become one node; a last one without a neighbour becomes one by itself."""
+    if below.m.shape[-1] % 2:
+        below = Node(*(torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in below))
+        below.m[..., -1] = -math.inf
+    C, n, s, w, m = (x.unflatten(2, (-1, 2)) for x in below)
+    top = m.amax(-1)
+    weight = _exp(m, top[..., None])
+
+    def both(x: Tensor) -> Tensor:
+        return (weight.view(*weight.shape, *[1] * (x.dim() - 4)).to(x.dtype) * x).sum(3)
+
+    return Node(both(C), both(n), both(s), both(w), top)
+
+
+def read(
+    stored: Stored, q: Tensor, u: Tensor, level: Tensor, *, keep: int, form: Form = "auto"
+) -> tuple[Tensor, Trace]:
+    """What T steps read.
+
+    At every level, from the root on: the nodes below those kept are scored by u . summary / sqrt(DK), the best `keep`
+    are kept and weighed by the softmax of their scores. A node gives what an mLSTM's memory would,
+    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The levels are mixed by the softmax of `level`.
+
+    Args:
+        q: queries [B, H, T, DK].
+        u: what nodes are found with [B, H, T, DK].
+        level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
+        keep: nodes kept at a level.
+        form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
+
+    Returns:
+        [B, H, T, DV]; 0 for a source without steps.
+    """
+    dk, dv = q.shape[-1], stored.v.shape[-1]
+    if form == "auto":
+        sparse = keep * len(stored.levels) * dk * dv
+        form = "sparse" if sparse < stored.k.shape[2] * (dk + dv) else "dense"
+    q = q * dk**-0.5
+    tops = torch.arange(len(stored.levels), device=q.device).clamp(max=level.shape[-1] - 1)
+    above = torch.arange(len(stored.levels), device=q.device) >= stored.depth[:, None, None, None]
+    mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
+    kept = _descend(stored, u * dk**-0.5, keep)
+    h = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
+    nodes = (q.new_zeros(*q.shape[:3], x.m.shape[-1]) for x in stored.levels)
+    traces = (none.scatter_add(-1, k.place, k.weight.to(q.dtype)) for none, k in zip(nodes, kept, strict=True))
+    return h, Trace(tuple(traces), mix)
+
+
+class _Kept(NamedTuple):
+    """The nodes that steps keep at a level."""
+
+    place: Tensor  # int64 [B, H, T, K]
+    weight: Tensor  # [B, H, T, K], 0 for a node that is not there
+
+
+def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
+    """The nodes kept at every level, from the leaves to the root."""
+    found: list[_Kept] = []
+    for node in reversed(stored.levels):
+        count = node.m.shape[-1]
+        if not found:
+            place = torch.arange(count, device=u.device).expand(*u.shape[:3], -1)
+            there = torch.ones_like(place, dtype=torch.bool)
+        else:
+            above = found[-1]
+            place = (2 * above.place[..., None] + torch.arange(2, device=u.device)).flatten(-2)
+            there = (above.weight > 0).repeat_interleave(2, -1) & (place < count)
+            place = place.clamp(max=count - 1)
+        there = there & (_at(node.m, place) > -math.inf)
+        scores = (_at(node.summary(), place) * u[..., None, :]).sum(-1)
+        best, order = scores.masked_fill(~there, -math.inf).topk(min(keep, place.shape[-1]))
+        # Nothing there at all: all scores are -inf, and no weight is to be NaN.
+        weight = best.masked_fill((best == -math.inf).all(-1, keepdim=True), 0).softmax(-1)
+        found.append(_Kept(place.gather(-1, order), weight.masked_fill(best == -math.inf, 0)))
+    return found[::-1]
+
+
+def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
+    total = q.new_zeros(*q.shape[:3], stored.v.shape[-1])
+    for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
+        h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
+        normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
+        share = mix[..., number, None] * weight / _denominator(normaliser, _at(node.m, place))
+        total = total + (share[..., None].to(h.dtype) * h).sum(-2)
+    return total
+
+
+def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
+    products = q @ stored.k.transpose(-1, -2)  # [B, H, T, S]
+    steps, total = products.shape[-1], torch.zeros_like(products)
+    for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
+        count, size = node.m.shape[-1], stored.leaf << number
+        owner = torch.arange(steps, device=q.device) // size
+        weighted = products * _exp(stored.log, node.m[..., owner])[:, :, None].to(q.dtype)
+        normaliser = F.pad(weighted, (0, count * size - steps)).unflatten(-1, (count, size)).sum(-1)
+        shares = q.new_zeros(normaliser.shape).scatter_add(-1, place, (mix[..., number, None] * weight).to(q.dtype))
+        shares = shares / _denominator(normaliser, node.m[:, :, None]).to(q.dtype)
+        total = total + weighted * shares[..., owner]
+    return total @ stored.v
+
+
+def _denominator(normaliser: Tensor, m: Tensor) -> Tensor:
+    # A node that holds nothing has no weight; any finite floor will do.
+    floor = normaliser_floor(m.masked_fill(m == -math.inf, 0.0))
+    return torch.maximum(normaliser.abs(), floor.to(normaliser.dtype)) + EPS
+
+
+def _at(x: Tensor, place: Tensor) -> Tensor:
+    """`x` [B, H, N, ...] at the nodes `place` [B, H, T, K]: [B, H, T, K, ...]."""
+    rows = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(*x.shape[:2], 1, 1) * x.shape[2]
+    return x.flatten(0, 2).index_select(0, (rows + place).flatten()).unflatten(0, place.shape)
+
+
+def _exp(log: Tensor, m: Tensor) -> Tensor:
+    """exp(log - m), and 0 where nothing is there."""
+    return (log - m.masked_fill(m == -math.inf, 0.0)).exp()

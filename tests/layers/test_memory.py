@@ -1,0 +1,168 @@
+"""The hierarchical memory that is written and read: its definition, and that padding, batches and forms agree."""
+
+import math
+
+import pytest
+import torch
+
+from exlstm.layers import MemoryReader, MemoryWriter
+from exlstm.layers.tree import read, store
+from tests.ops.cases import assert_same, leaves, normal
+
+WIDTH, HEADS = 12, 2
+
+
+def random_layers(*, leaf=4, keep=2, levels=3):
+    writer, reader = MemoryWriter(WIDTH, HEADS, leaf=leaf), MemoryReader(WIDTH, HEADS, keep=keep, levels=levels)
+    for layer in (writer, reader):
+        for parameter in layer.parameters():
+            torch.nn.init.normal_(parameter, std=0.7)
+    return writer.double(), reader.double()
+
+
+@torch.no_grad()
+def definition(k, v, s, log, q, u, level, *, leaf, keep):
+    """One row, one head, one query, as the paper's loop would have it: k, v, s [S, D], log [S]; None for no step."""
+    steps, dk = len(k), k.shape[1]
+    spans = [[range(a, min(a + leaf, steps)) for a in range(0, steps, leaf)]]
+    while len(spans[-1]) > 1:
+        below = spans[-1]
+        spans.append([range(below[n].start, below[min(n + 1, len(below) - 1)].stop) for n in range(0, len(below), 2)])
+
+    def node(span):
+        w = torch.stack([log[t] for t in span])
+        m = w.max()
+        w = (w - m).exp()
+        rows = list(span)
+        n = (w[:, None] * k[rows]).sum(0)
+        summary = (w[:, None] * s[rows]).sum(0) / w.sum()
+        number = (q @ (k[rows].T * w) @ v[rows]) / dk**0.5
+        value = number / (max((n @ q).abs() / dk**0.5, (-m).exp()) + 1e-6)
+        return u @ summary / dk**0.5, value
+
+    kept, values = None, []
+    for number in reversed(range(len(spans))):
+        candidates = range(len(spans[number]))
+        if kept is not None:
+            candidates = [c for c in candidates if c // 2 in kept]
+        scored = sorted(((*node(spans[number][c]), c) for c in candidates), key=lambda x: -float(x[0]))[:keep]
+        weights = torch.stack([x[0] for x in scored]).softmax(0)
+        values.append(sum(w * x[1] for w, x in zip(weights, scored, strict=True)))
+        kept = {x[2] for x in scored}
+    weights = torch.stack([level[min(n, len(level) - 1)] for n in range(len(spans))]).softmax(0)
+    return sum(w * value for w, value in zip(weights, reversed(values), strict=True))
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 13, 32, 33])
+def test_it_is_what_its_definition_says(form, steps):
+    k, v, s, log = normal(1, 1, steps, 3), normal(1, 1, steps, 5), normal(1, 1, steps, 3), normal(1, 1, steps)
+    q, u, level = normal(1, 1, 6, 3), normal(1, 1, 6, 3), normal(1, 1, 6, 3)
+    h, _ = read(store(k, v, s, log, 4), q, u, level, keep=2, form=form)
+    for t in range(6):
+        expected = definition(
+            k[0, 0], v[0, 0], s[0, 0], log[0, 0], q[0, 0, t], u[0, 0, t], level[0, 0, t], leaf=4, keep=2
+        )
+        assert_same([h[0, 0, t]], [expected], 1e-10)
+
+
+@pytest.mark.parametrize("steps", [5, 29, 64])
+def test_both_forms_give_the_same_outputs_and_gradients(steps):
+    writer, reader = random_layers()
+    source, x = normal(3, steps, WIDTH), normal(3, 7, WIDTH)
+    mask = torch.rand(3, steps) < 0.7
+    mask[:, 0] = True
+    parameters = [source, x, *writer.parameters(), *reader.parameters()]
+    results = []
+    for form in ("dense", "sparse"):
+        y, trace = reader(writer(source, mask), x, form=form)
+        weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+        results.append([y, *leaves(trace), *torch.autograd.grad((weights * y).sum(), parameters)])
+    assert_same(*results, 1e-10)
+
+
+def test_padding_on_either_side_and_gaps_change_nothing():
+    writer, reader = random_layers()
+    source, x = normal(2, 11, WIDTH), normal(2, 4, WIDTH)
+    expected, _ = reader(writer(source), x)
+    for before, after in ((5, 0), (0, 40), (3, 9)):
+        padded = torch.cat([torch.full((2, before, WIDTH), 9.0), source, torch.full((2, after, WIDTH), 7.0)], 1)
+        mask = torch.zeros(2, before + 11 + after, dtype=torch.bool)
+        mask[:, before : before + 11] = True
+        assert_same([reader(writer(padded, mask), x)[0]], [expected], 1e-12)
+    gaps = torch.stack([source, torch.zeros_like(source)], 2).flatten(1, 2)
+    assert_same([reader(writer(gaps, torch.arange(22).expand(2, -1) % 2 == 0), x)[0]], [expected], 1e-12)
+
+
+def test_a_batch_of_mixed_lengths_equals_one_by_one():
+    writer, reader = random_layers()
+    lengths = (1, 4, 5, 30)
+    source, x = normal(4, 30, WIDTH), normal(4, 3, WIDTH)
+    mask = torch.arange(30) < torch.tensor(lengths)[:, None]
+    y, trace = reader(writer(source, mask), x)
+    for row, length in enumerate(lengths):
+        alone, own = reader(writer(source[row : row + 1, :length]), x[row : row + 1])
+        assert_same([y[row : row + 1]], [alone], 1e-12)
+        assert_same([trace.levels[row : row + 1, ..., : own.levels.shape[-1]]], [own.levels], 1e-12)
+
+
+def test_an_empty_source_reads_as_nothing():
+    writer, reader = random_layers()
+    source, mask = normal(2, 6, WIDTH), torch.tensor([[True] * 6, [False] * 6])
+    y, _ = reader(writer(source, mask), normal(2, 3, WIDTH))
+    assert bool(y.isfinite().all())
+    assert float(y[1].detach().abs().max()) == 0
+    (gradient,) = torch.autograd.grad(y.sum(), [source])
+    assert bool(gradient.isfinite().all())
+    assert float(gradient[1].abs().max()) == 0
+
+
+def test_a_read_keeps_few_nodes_and_their_weights_sum_to_one():
+    writer, reader = random_layers(keep=2)
+    _, trace = reader(writer(normal(2, 50, WIDTH)), normal(2, 5, WIDTH))
+    assert [x.shape[-1] for x in trace.nodes] == [13, 7, 4, 2, 1]
+    for weights in trace.nodes:
+        assert int((weights > 0).sum(-1).max()) <= 2
+        assert_same([weights.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)
+    for below, above in zip(trace.nodes, trace.nodes[1:], strict=False):
+        parents = (above > 0).repeat_interleave(2, -1)[..., : below.shape[-1]]
+        assert bool((~(below > 0) | parents).all())
+
+
+def test_a_sparse_read_does_not_grow_with_the_source():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    writer, reader = random_layers()
+
+    def flops(steps):
+        stored = writer(torch.randn(1, steps, WIDTH, dtype=torch.float64))
+        with FlopCounterMode(display=False) as counter:
+            reader(stored, torch.randn(1, 1, WIDTH, dtype=torch.float64), form="sparse")
+        return counter.get_total_flops()
+
+    short, long, longer = (flops(4 * 2**n) for n in (3, 6, 9))
+    assert longer - long == long - short  # three levels more each
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MemoryWriter(10, 3), "width must be a positive multiple of heads"),
+        (lambda: MemoryWriter(8, 2, leaf=0), "leaf must be at least 1"),
+        (lambda: MemoryReader(8, 2, keep=0), "keep must be at least 1"),
+        (lambda: MemoryWriter(8, 2)(torch.zeros(2, 3, 9)), "source must have shape"),
+        (lambda: MemoryReader(8, 2)(MemoryWriter(8, 2)(torch.zeros(2, 3, 8)), torch.zeros(1, 3, 8)), "x must have"),
+    ],
+)
+def test_bad_input_gets_one_sentence(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_weights_of_extreme_size_stay_finite():
+    for scale in (-300.0, 300.0):
+        log = torch.full((1, 1, 9), scale, dtype=torch.float64, requires_grad=True)
+        stored = store(normal(1, 1, 9, 3), normal(1, 1, 9, 3), normal(1, 1, 9, 3), log, 4)
+        h, _ = read(stored, normal(1, 1, 2, 3), normal(1, 1, 2, 3), normal(1, 1, 2, 1), keep=2)
+        assert bool(h.isfinite().all())
+        assert math.isfinite(float(torch.autograd.grad(h.sum(), log)[0].abs().max()))
