@@ -2,6 +2,9 @@
 //
 // `At` says where a task's chunk lies: `at.size` is L, `at.row(c, t)` the row of step t in the tensors [.., D] (-1:
 // there is no such step), `at.gate(c)` where the chunk's L values lie in the tensors of gates.
+//
+// T is what the operands of products are held as: REAL, or bfloat16 where tensors are bfloat16 and the processor
+// multiplies it. Products add up in REAL, and all else is REAL.
 
 #pragma once
 
@@ -9,14 +12,82 @@
 
 namespace {
 
-// A matrix of a task, zero at first, with room for the padding that `product` touches.
+// A matrix of a task by rows, zero at first, with room for what products and transposes touch beyond it.
+template <class T>
 struct Matrix {
-  int64_t stride;
-  std::vector<REAL> data;
+  static constexpr int64_t BLOCK = 64 / sizeof(T);
+  struct alignas(64) Line { T items[BLOCK]; };
+  int64_t stride, columns;  // columns: whole vectors of REAL
+  std::vector<Line> lines;
   Matrix(int64_t rows, int64_t columns)
-      : stride(padded_columns(columns)), data((padded_rows(rows) + ROWS) * padded_columns(columns)) {}
-  REAL* operator[](int64_t row) { return data.data() + row * stride; }
+      : stride(round_up(columns, BLOCK)), columns(padded_columns(columns)),
+        lines(size_t((round_up(rows, BLOCK) + ROWS) * stride / BLOCK)) {}
+  T* operator[](int64_t row) { return lines.data()->items + row * stride; }
 };
+
+// X [K, N] in words of neighbours in a column: the right operand of a product, or its transpose as the left one. Where
+// a word is one REAL, that is the matrix itself.
+template <class T>
+struct Paired {
+  static constexpr bool SAME = std::is_same_v<T, REAL>;
+  Matrix<Word<T>> space;
+  const Word<T>* data = nullptr;
+  int64_t stride = 0;
+  Paired(int64_t rows, int64_t columns) : space(SAME ? 0 : (rows + 1) / 2, SAME ? 0 : columns) {}
+
+  template <class From>
+  void of(const From* x, int64_t x_stride, int64_t rows) {
+    if constexpr (SAME) {
+      data = x;
+      stride = x_stride;
+    } else {
+      data = space[0];
+      stride = space.stride;
+      for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t j = 0; j < space.columns; j += LANES) {
+          const From *p = x + i * x_stride + j, *next = p + x_stride;
+          store(space[i / 2] + j, i + 1 < rows ? paired(p, next) : paired(p));
+        }
+    }
+  }
+  template <class From>
+  void of(Matrix<From>& x, int64_t rows) { of(x[0], x.stride, rows); }
+};
+
+// The transpose of X [rows, columns], its rows taken by words.
+template <class T, class From>
+inline void transpose(Matrix<From>& x, int64_t rows, int64_t columns, Matrix<Word<T>>& to) {
+  constexpr int64_t DEPTH = sizeof(Word<T>) / sizeof(T);
+  for (int64_t i = 0; i < rows; i += LANES)
+    for (int64_t j = 0; j * DEPTH < columns; j += LANES)
+      transpose_block<T>(x[i] + j * DEPTH, x.stride, to[j] + i, to.stride);
+}
+
+// The left operand of a product: X by rows, or the transpose of X by its columns.
+template <class W>
+struct Left { const W* data; int64_t row, column; };
+template <class T>
+inline Left<Word<T>> rows_of(Matrix<T>& x) {
+  return {reinterpret_cast<const Word<T>*>(x[0]), x.stride * int64_t(sizeof(T)) / int64_t(sizeof(Word<T>)), 1};
+}
+template <class T>
+inline Left<Word<T>> columns_of(const Paired<T>& x) { return {x.data, 1, x.stride}; }
+
+template <class W>
+inline void product(Part part, int64_t M, int64_t N, int64_t K, Left<W> A, const W* B, int64_t b_row, Matrix<REAL>& C,
+                    const Update& update) {
+  product(part, M, N, K, A.data, A.row, A.column, B, b_row, C[0], C.stride, update);
+}
+template <class W, class T>
+inline void product(Part part, int64_t M, int64_t N, int64_t K, Left<W> A, const Paired<T>& B, Matrix<REAL>& C,
+                    const Update& update = {}) {
+  product(part, M, N, K, A, B.data, B.stride, C, update);
+}
+template <class W>
+inline void product(Part part, int64_t M, int64_t N, int64_t K, Left<W> A, Matrix<W>& B, Matrix<REAL>& C,
+                    const Update& update = {}) {
+  product(part, M, N, K, A, B[0], B.stride, C, update);
+}
 
 // Logarithms of weights, as exlstm/ops/chunkwise/gates.py has them. m is null where nothing is normalised, document
 // where a chunk has but one, level where a step reads all levels alike.
@@ -27,169 +98,245 @@ struct Weights {
   int64_t levels;
 };
 
-constexpr REAL EPS = 1e-6;
-inline REAL floor_of(REAL m) {
-  const REAL most = IS_FLOAT ? 80 : 700;
-  return std::exp(-m < most ? -m : most);
+constexpr REAL EPS = 1e-6, MOST = IS_FLOAT ? 80 : 700;  // of -m in the normaliser's floor
+
+// One number a step of a chunk, with room for what products and vectors read beyond them.
+struct Steps {
+  std::vector<REAL> data;
+  explicit Steps(int64_t size) : data(round_up(size, LANES) + LANES + ROWS) {}
+  REAL& operator[](int64_t t) { return data[t]; }
+  operator const REAL*() const { return data.data(); }
+};
+
+// to = factor exp(log)
+inline void exps(const REAL* log, REAL factor, int64_t size, Steps& to) {
+  for (int64_t t = 0; t < size; t += LANES)
+    store(&to[t], factor * exp(load(log + t, int(std::min<int64_t>(LANES, size - t)))));
 }
 
-inline REAL dot(const REAL* x, const REAL* y, int64_t padded) {
-  Vec total{};
-  for (int64_t j = 0; j < padded; j += LANES) total += load(x + j) * load(y + j);
-  return sum(total);
+template <class T>
+inline REAL dot(const REAL* x, const T* y, int64_t columns) {
+  Vec total{}, other{};
+  int64_t j = 0;
+  for (; j + LANES < columns; j += 2 * LANES) {
+    total += load(x + j) * load(y + j);
+    other += load(x + j + LANES) * load(y + j + LANES);
+  }
+  if (j < columns) total += load(x + j) * load(y + j);
+  return sum(total + other);
 }
 
 // y = keep y + weight x
-inline void add(REAL* y, REAL keep, REAL weight, const REAL* x, int64_t padded) {
-  for (int64_t j = 0; j < padded; j += LANES) store(y + j, keep * load(y + j) + weight * load(x + j));
+inline void add(REAL* y, REAL keep, REAL weight, const REAL* x, int64_t columns) {
+  for (int64_t j = 0; j < columns; j += LANES) store(y + j, keep * load(y + j) + weight * load(x + j));
 }
 
-// to = exp(log) from, row by row
-inline void scale_rows(Matrix& from, const REAL* log, int64_t rows, Matrix& to) {
-  for (int64_t t = 0; t < rows; t++) {
-    const REAL weight = std::exp(log[t]);
-    for (int64_t j = 0; j < from.stride; j += LANES) store(to[t] + j, weight * load(from[t] + j));
+// n = keep n + sum_t weight_t x_t
+template <class T>
+inline void add_rows(Matrix<REAL>& n, REAL keep, const REAL* weight, Matrix<T>& x, int64_t rows) {
+  for (int64_t j = 0; j < n.columns; j += LANES) {
+    Vec total = keep * load(n[0] + j);
+    for (int64_t t = 0; t < rows; t++) total += weight[t] * load(x[t] + j);
+    store(n[0] + j, total);
   }
 }
 
-// Copy a chunk of x [.., width], and its transpose if wanted; steps that are not there are 0.
-template <class In, class At>
-void fetch(const At& at, const In* x, int64_t c, int64_t width, REAL scale, Matrix& to, Matrix* flipped) {
+// to = weight x, row by row
+template <class T>
+inline void scale_rows(Matrix<T>& x, const REAL* weight, int64_t rows, Matrix<T>& to) {
+  for (int64_t t = 0; t < rows; t++)
+    for (int64_t j = 0; j < x.columns; j += LANES) store(to[t] + j, weight[t] * load(x[t] + j));
+}
+
+inline int lanes_of(int64_t j, int64_t width) { return int(std::min<int64_t>(LANES, width - j)); }
+
+// Copy a chunk of x [.., width]; steps that are not there are 0.
+template <class In, class T, class At>
+inline void fetch(const At& at, const In* x, int64_t c, int64_t width, Matrix<T>& to) {
   for (int64_t t = 0; t < at.size; t++) {
     const int64_t row = at.row(c, t);
-    if (row < 0) {
-      std::memset(to[t], 0, width * sizeof(REAL));
-      continue;
-    }
-    REAL* out = to[t];
-    for (int64_t j = 0; j < width; j++) out[j] = scale * widen(x[row * width + j]);
+    const In* from = x + row * width;
+    if (row < 0)
+      std::memset(to[t], 0, width * sizeof(T));
+    else if constexpr (std::is_same_v<In, T>)
+      std::memcpy(to[t], from, width * sizeof(T));
+    else
+      for (int64_t j = 0; j < width; j += LANES) store(to[t] + j, load(from + j, lanes_of(j, width)));
   }
-  if (flipped) transpose(to[0], at.size, width, to.stride, (*flipped)[0], flipped->stride);
 }
 
 template <class In, class At>
-void put(const At& at, int64_t c, int64_t width, Matrix& from, In* to) {
+inline void put(const At& at, int64_t c, int64_t width, Matrix<REAL>& from, In* to) {
   for (int64_t t = 0; t < at.size; t++) {
     const int64_t row = at.row(c, t);
     if (row < 0) continue;
-    for (int64_t j = 0; j < width; j++) narrow(from[t][j], to[row * width + j]);
+    for (int64_t j = 0; j < width; j += LANES) store(to + row * width + j, load(from[t] + j), lanes_of(j, width));
   }
 }
 
-// The blocks of earlier steps that step t of a chunk tells apart: for every set bit b of t the 2^b steps before
-// (t >> b) << b, read with level b + 1, the last level serving all beyond it.
-template <class Visit>
-inline void for_blocks(int64_t t, int64_t levels, const Visit& visit) {
-  for (int64_t b = 0; t >> b; b++)
-    if (t >> b & 1) visit(((t >> b) - 1) << b, int64_t(1) << b, std::min(b + 1, levels - 1));
-}
+// The level between lanes of one vector.
+struct LaneLevels {
+  REAL at[LANES][LANES] = {};
+  constexpr LaneLevels() {
+    for (int t = 0; t < LANES; t++)
+      for (int s = 0; s < LANES; s++)
+        for (int x = t ^ s; x > 0; x /= 2) at[t][s] += 1;
+  }
+};
 
-inline int64_t filled_columns(int64_t t, int64_t size, int64_t stride) {
-  return std::min(round_up(std::min((t / ROWS + 1) * ROWS, size), LANES), stride);
-}
-
-// E_ts = exp(a_s + level - M_t) where s is visible at t, else 0; A = E S in place of S. Row sums of A go to `sums`.
-inline void weigh(const Weights& w, int64_t gate, int64_t size, Matrix& S, Matrix* E, REAL* sums) {
-  const REAL *a = w.a + gate, *M = w.M + gate;
-  std::vector<REAL> biased(S.stride);
-  for (int64_t t = 0; t < size; t++) {
-    const REAL* log = a;
-    if (w.level) {
-      const REAL* level = w.level + (gate + t) * w.levels;
-      biased[t] = a[t] + level[0];
-      for_blocks(t, w.levels, [&](int64_t begin, int64_t length, int64_t which) {
-        for (int64_t s = begin; s < begin + length; s++) biased[s] = a[s] + level[which];
-      });
-      log = biased.data();
+// The weights among the steps of a chunk, exp(a_s + level - M_t) where s is visible at t, else 0; a vector of s at a
+// time. `filled` is how far they are needed: zeros complete the tile of the diagonal.
+class Within {
+ public:
+  Within(const Weights& w, int64_t size) : w(w), size(size), a(size), document(size) {}
+  void enter(int64_t gate) {
+    at = gate;
+    std::memcpy(&a[0], w.a + gate, size * sizeof(REAL));
+    if (w.document)
+      for (int64_t t = 0; t < size; t++) document[t] = REAL(w.document[gate + t]);
+  }
+  int64_t filled(int64_t t) const { return round_up(std::min((t / ROWS + 1) * ROWS, size), LANES); }
+  Vec weight(int64_t t, int64_t j) {
+    if (j > t) return Vec{};
+    Vec log = load(&a[j]) - w.M[at + t];
+    if (w.level) log += level(t, j);
+    Vec e = exp(log);
+    if (j + LANES > t + 1) e = lane() <= REAL(t - j) ? e : Vec{};
+    if (w.document) e = load(&document[j]) == document[t] ? e : Vec{};
+    return e;
+  }
+  // Add up, level by level, what comes through log weights of step t.
+  void through_level(int64_t t, int64_t j, Vec log, REAL* dlevel) const {
+    if (j > t) return;
+    if (t - j >= LANES) {
+      dlevel[beyond(t, j)] += sum(log);
+      return;
     }
+    const Vec levels = load(LEVELS.at[t % LANES]);
+    for (int64_t b = 0; b <= LANE_BITS; b++) dlevel[std::min(b, w.levels - 1)] += sum(levels == REAL(b) ? log : Vec{});
+  }
+  const Weights& w;
+  const int64_t size;
+
+ private:
+  static constexpr int LANE_BITS = __builtin_ctz(LANES);
+  static constexpr LaneLevels LEVELS{};
+  static Vec lane() {
+    Vec x{};
+    for (int i = 0; i < LANES; i++) x[i] = REAL(i);
+    return x;
+  }
+  // The level between t and all steps of an earlier vector.
+  int64_t beyond(int64_t t, int64_t j) const {
+    return std::min<int64_t>(64 - __builtin_clzll(uint64_t(t ^ j)), w.levels - 1);
+  }
+  Vec level(int64_t t, int64_t j) const {
+    const REAL* level = w.level + (at + t) * w.levels;
+    if (t - j >= LANES) return all(level[beyond(t, j)]);
+    const Vec levels = load(LEVELS.at[t % LANES]);
+    Vec x = all(level[0]);
+    for (int64_t b = 1; b <= LANE_BITS; b++) x = levels >= REAL(b) ? all(level[std::min(b, w.levels - 1)]) : x;
+    return x;
+  }
+  int64_t at = 0;
+  Steps a, document;
+};
+
+// A = scale E S with the weights E; its sums of rows go to `sums`.
+template <class T>
+inline void weigh(Within& within, REAL scale, Matrix<REAL>& S, Matrix<T>& A, REAL* sums) {
+  for (int64_t t = 0; t < within.size; t++) {
     Vec total{};
-    for (int64_t j = 0; j < filled_columns(t, size, S.stride); j += LANES) {
-      const int count = int(std::min<int64_t>(LANES, std::max<int64_t>(t + 1 - j, 0)));
-      Vec e{};
-      if (count > 0) {
-        e = exp(load(log + j, int(std::min<int64_t>(LANES, size - j))) - M[t]);
-        for (int i = count; i < LANES; i++) e[i] = 0;
-        if (w.document)
-          for (int i = 0; i < count; i++)
-            if (w.document[gate + j + i] != w.document[gate + t]) e[i] = 0;
+    for (int64_t j = 0; j < within.filled(t); j += LANES) {
+      const Vec x = j > t ? Vec{} : scale * within.weight(t, j) * load(S[t] + j);
+      store(A[t] + j, x);
+      total += x;
+    }
+    sums[t] = sum(total);
+  }
+}
+
+// A as above and, from dA + dd, dS and the gradients of the weights' logarithms. dlevel may be null.
+template <class T>
+inline void unweigh(Within& within, int64_t gate, REAL scale, Matrix<REAL>& S, Matrix<REAL>& dA, const REAL* dd,
+                    Matrix<T>& A, Matrix<T>& dS, Steps& columns, REAL* da, REAL* dM, REAL* dlevel) {
+  const int64_t size = within.size;
+  std::fill(columns.data.begin(), columns.data.end(), REAL(0));
+  for (int64_t t = 0; t < size; t++) {
+    REAL* level = dlevel ? dlevel + (gate + t) * within.w.levels : nullptr;
+    if (level) std::fill(level, level + within.w.levels, REAL(0));
+    Vec total{};
+    for (int64_t j = 0; j < within.filled(t); j += LANES) {
+      if (j > t) {
+        store(A[t] + j, Vec{});
+        store(dS[t] + j, Vec{});
+        continue;
       }
-      const Vec product = count > 0 ? e * load(S[t] + j) : Vec{};
-      store(S[t] + j, product);
-      if (E) store((*E)[t] + j, e);
-      total += product;
-    }
-    if (sums) sums[t] = sum(total);
-  }
-}
-
-// Through A = E S and E = exp(a + level - M); on return dA is the gradient of S. dlevel may be null.
-inline void unweigh(const Weights& w, int64_t gate, int64_t size, Matrix& A, Matrix& E, Matrix& dA, const REAL* dd,
-                    REAL* da, REAL* dM, REAL* dlevel) {
-  std::vector<REAL> columns(A.stride), logs(A.stride);
-  for (int64_t t = 0; t < size; t++) {
-    Vec total{};
-    for (int64_t j = 0; j < filled_columns(t, size, A.stride); j += LANES) {
-      const Vec e = load(E[t] + j);
+      const Vec e = scale * within.weight(t, j), s = load(S[t] + j);
       // Above the diagonal dA was not computed; its weight is 0 there.
-      const Vec through = e == 0 ? Vec{} : load(dA[t] + j) + dd[t], log = through * load(A[t] + j);
-      store(dA[t] + j, through * e);
+      const Vec ds = e == 0 ? Vec{} : (load(dA[t] + j) + dd[t]) * e, log = ds * s;
+      store(A[t] + j, e * s);
+      store(dS[t] + j, ds);
       store(&columns[j], load(&columns[j]) + log);
-      store(&logs[j], log);
+      if (level) within.through_level(t, j, log, level);
       total += log;
     }
     dM[gate + t] = -sum(total);
-    if (dlevel) {
-      REAL* level = dlevel + (gate + t) * w.levels;
-      for (int64_t l = 0; l < w.levels; l++) level[l] = 0;
-      level[0] = logs[t];
-      for_blocks(t, w.levels, [&](int64_t begin, int64_t length, int64_t which) {
-        for (int64_t s = begin; s < begin + length; s++) level[which] += logs[s];
-      });
-    }
   }
-  std::memcpy(da + gate, columns.data(), size * sizeof(REAL));
+  std::memcpy(da + gate, &columns[0], size * sizeof(REAL));
 }
 
-// h = read / (max(|d|, floor(m)) + eps)
+// 1 / (max(|d|, floor(m)) + eps) of every step, or 1 where nothing is normalised.
+inline void inverses(const REAL* m, const REAL* d, int64_t size, Steps& to, Steps& floor) {
+  if (!m) return std::fill(to.data.begin(), to.data.end(), REAL(1));
+  for (int64_t t = 0; t < size; t += LANES) {
+    const int count = int(std::min<int64_t>(LANES, size - t));
+    const Vec log = -load(m + t, count), low = exp(log < MOST ? log : all(MOST));
+    store(&floor[t], low);
+    store(&to[t], 1 / (larger(absolute(load(d + t, count)), low) + EPS));
+  }
+}
+
+// h = read / denominator
 template <class In, class At>
-void divide(const At& at, const Weights& w, int64_t c, int64_t width, Matrix& read, const REAL* d, In* h) {
+inline void divide(const At& at, int64_t c, int64_t width, Matrix<REAL>& read, const REAL* inverse, In* h) {
   for (int64_t t = 0; t < at.size; t++) {
     const int64_t row = at.row(c, t);
     if (row < 0) continue;
-    const REAL inverse = w.m ? 1 / (std::max(std::fabs(d[t]), floor_of(w.m[at.gate(c) + t])) + EPS) : 1;
-    for (int64_t j = 0; j < width; j++) narrow(read[t][j] * inverse, h[row * width + j]);
+    for (int64_t j = 0; j < width; j += LANES)
+      store(h + row * width + j, inverse[t] * load(read[t] + j), lanes_of(j, width));
   }
 }
 
-// Through `divide`: D is the gradient of the read, dd that of d.
-template <class In, class At>
-void undivide(const At& at, const Weights& w, int64_t c, int64_t width, const In* dh, const In* h, const REAL* d,
-              Matrix& D, REAL* dd, REAL* dm) {
-  fetch(at, dh, c, width, 1, D, nullptr);
+// Through `divide`: D is the gradient of the read, dd that of d; dm may be null.
+template <class In, class T, class At>
+inline void undivide(const At& at, int64_t c, int64_t width, const In* dh, const In* h, const REAL* m, const REAL* d,
+                     Steps& inverse, Steps& floor, Matrix<T>& D, Steps& dd, REAL* dm) {
+  inverses(m, d, at.size, inverse, floor);
   for (int64_t t = 0; t < at.size; t++) {
-    dd[t] = 0;
-    if (!w.m) continue;
-    const int64_t gate = at.gate(c) + t, row = at.row(c, t);
-    dm[gate] = 0;
-    if (row < 0) continue;
-    const REAL size = std::fabs(d[t]), m = w.m[gate], floor = floor_of(m);
-    const REAL inverse = 1 / (std::max(size, floor) + EPS);
-    REAL through = 0;
-    for (int64_t j = 0; j < width; j++) {
-      D[t][j] *= inverse;
-      through -= D[t][j] * widen(h[row * width + j]);
+    const int64_t row = at.row(c, t);
+    Vec total{};
+    for (int64_t j = 0; j < width; j += LANES) {
+      const int64_t from = row * width + j;
+      const Vec x = row < 0 ? Vec{} : inverse[t] * load(dh + from, lanes_of(j, width));
+      store(D[t] + j, x);
+      if (m && row >= 0) total += x * load(h + from, lanes_of(j, width));
     }
-    const REAL to_d = size > floor ? 1 : size == floor ? 0.5 : 0;  // as torch.maximum has it
+    if (!m) continue;
+    const REAL through = -sum(total), size = std::fabs(d[t]);
+    const REAL to_d = size > floor[t] ? 1 : size == floor[t] ? 0.5 : 0;  // as torch.maximum has it
     dd[t] = through * to_d * (d[t] > 0 ? 1 : d[t] < 0 ? -1 : 0);
-    if (-m <= (IS_FLOAT ? 80 : 700)) dm[gate] = -through * (1 - to_d) * floor;
+    dm[t] = -m[t] <= MOST ? -through * (1 - to_d) * floor[t] : 0;
   }
 }
 
-// Run `work(task)` for all tasks on torch's threads.
+// Run all tasks on torch's threads; each thread makes itself the space that `work` needs.
 template <class Work>
 void run(const Work& work, int64_t tasks, ParallelFor parallel_for) {
   const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    for (int64_t task = begin; task < end; task++) (*static_cast<const Work*>(pointer))(task);
+    const Work& work = *static_cast<const Work*>(pointer);
+    typename Work::Space space(work.s);
+    for (int64_t task = begin; task < end; task++) work(task, space);
   };
   void* pointer = const_cast<void*>(static_cast<const void*>(&work));
   if (parallel_for)

@@ -56,54 +56,75 @@ struct Forward {
   REAL *C1, *n1;          // [documents, depth, H, DK, DV], [.., DK], zero: the slots after the last full chunk
   REAL *CT_kept, *n_kept; // [M, H, DV, padded DK], [M, H, padded DK] for the backward, or null
 
-  void operator()(int64_t task) const {
-    const int64_t L = s.size, dk = s.dk, dv = s.dv;
-    Matrix Q(L, dk), Qu(L, dk), K(L, dk), Kw(L, dk), V(L, dv), KT(dk, L), S(L, L), H(L, dv), leaf(dk, dv), n(1, dk);
-    std::vector<Matrix> C(s.depth, Matrix(dk, dv)), ns(s.depth, Matrix(1, dk));
+  using T = Item<In>;
+  struct Space {
+    Matrix<T> Q, K, Kw, V, A;
+    Matrix<Word<T>> KT;
+    Matrix<REAL> S, H, leaf, n;
+    std::vector<Matrix<REAL>> C, ns;  // the slots
+    std::vector<Paired<T>> C2;
+    Paired<T> Kw2, V2;
+    Steps u, w, inverse, floor;
+    explicit Space(const Sizes& s)
+        : Q(s.size, s.dk), K(s.size, s.dk), Kw(s.size, s.dk), V(s.size, s.dv), A(s.size, s.size), KT(s.dk, s.size),
+          S(s.size, s.size), H(s.size, s.dv), leaf(s.dk, s.dv), n(1, s.dk), C(s.depth, leaf), ns(s.depth, n),
+          C2(s.depth, Paired<T>(s.dk, s.dv)), Kw2(s.size, s.dk), V2(s.size, s.dv), u(s.size), w(s.size),
+          inverse(s.size), floor(s.size) {}
+  };
+
+  void operator()(int64_t task, Space& x) const {
+    const int64_t L = s.size, dk = s.dk, dv = s.dv, columns = x.n.columns;
     const At at(s, g, task);
     const Weights weights = g.weights(s.levels);
+    Within within(weights, L);
     for (int64_t c = at.first; c <= at.last; c++) {
       const int64_t gate = at.gate(c), p = c - at.first;
-      fetch(at, q, c, dk, s.scale, Q, nullptr);
-      fetch(at, k, c, dk, 1, K, &KT);
-      fetch(at, v, c, dv, 1, V, nullptr);
-      product(C_LOWER, L, L, dk, Q[0], Q.stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-      weigh(weights, gate, L, S, nullptr, d + gate);
-      product(A_LOWER, L, dv, L, S[0], S.stride, 1, V[0], V.stride, H[0], H.stride, 0);
+      fetch(at, q, c, dk, x.Q);
+      fetch(at, k, c, dk, x.K);
+      fetch(at, v, c, dv, x.V);
+      x.V2.of(x.V, L);
+      within.enter(gate);
+      transpose<T>(x.K, L, dk, x.KT);
+      product(C_LOWER, L, L, dk, rows_of(x.Q), x.KT, x.S);
+      weigh(within, s.scale, x.S, x.A, d + gate);
+      product(A_LOWER, L, dv, L, rows_of(x.A), x.V2, x.H);
       for (int64_t b = 0; p >> b; b++) {
         if (!(p >> b & 1)) continue;
-        scale_rows(Q, g.u + at.index(b, c) * L, L, Qu);
-        product(ALL, L, dv, dk, Qu[0], Qu.stride, 1, C[b][0], C[b].stride, H[0], H.stride, 1);
-        for (int64_t t = 0; t < L; t++) d[gate + t] += dot(Qu[t], ns[b][0], Qu.stride);
+        exps(g.u + at.index(b, c) * L, s.scale, L, x.u);
+        product(ALL, L, dv, dk, rows_of(x.Q), x.C2[b], x.H, {1, nullptr, x.u});
+        for (int64_t t = 0; t < L; t++) d[gate + t] += x.u[t] * dot(x.ns[b][0], x.Q[t], columns);
       }
-      divide(at, weights, c, dv, H, d + gate, h);
+      inverses(g.m + gate, d + gate, L, x.inverse, x.floor);
+      divide(at, c, dv, x.H, x.inverse, h);
       if (!at.full(c)) continue;
 
-      scale_rows(K, g.w + gate, L, Kw);
-      product(ALL, dk, dv, L, Kw[0], 1, Kw.stride, V[0], V.stride, leaf[0], leaf.stride, 0);
-      add(n[0], 0, 1, Kw[0], Kw.stride);
-      for (int64_t t = 1; t < L; t++) add(n[0], 1, 1, Kw[t], Kw.stride);
+      exps(g.w + gate, 1, L, x.w);
+      scale_rows(x.K, x.w, L, x.Kw);
+      x.Kw2.of(x.Kw, L);
+      product(ALL, dk, dv, L, columns_of(x.Kw2), x.V2, x.leaf);
+      add_rows(x.n, 0, x.w, x.K, L);
       const int64_t free = trailing_ones(p);
       for (int64_t b = 0; b < free; b++) {
         const REAL older = std::exp(g.older[at.index(b, c)]), newer = std::exp(g.newer[at.index(b, c)]);
-        for (int64_t i = 0; i < dk; i++) add(leaf[i], newer, older, C[b][i], leaf.stride);
-        add(n[0], newer, older, ns[b][0], n.stride);
+        for (int64_t i = 0; i < dk; i++) add(x.leaf[i], newer, older, x.C[b][i], x.leaf.columns);
+        add(x.n[0], newer, older, x.ns[b][0], columns);
       }
-      std::swap(C[free].data, leaf.data);
-      ns[free].data = n.data;
+      std::swap(x.C[free].lines, x.leaf.lines);
+      std::swap(x.ns[free].lines, x.n.lines);
+      x.C2[free].of(x.C[free], dk);
       if (CT_kept) {
-        REAL* kept = CT_kept + at.index(c) * dv * Q.stride;
-        if (dk < Q.stride) std::memset(kept, 0, dv * Q.stride * sizeof(REAL));  // the padding is read as well
-        transpose(C[free][0], dk, dv, C[free].stride, kept, Q.stride);
-        std::memcpy(n_kept + at.index(c) * Q.stride, n[0], Q.stride * sizeof(REAL));
+        REAL* kept = CT_kept + at.index(c) * dv * columns;
+        if (dk < columns) std::memset(kept, 0, dv * columns * sizeof(REAL));  // the padding is read as well
+        transpose(x.C[free][0], dk, dv, x.C[free].stride, kept, columns);
+        std::memcpy(n_kept + at.index(c) * columns, x.ns[free][0], columns * sizeof(REAL));
       }
     }
     const int64_t count = at.last - at.first + at.full(at.last);
     for (int64_t b = 0; b < s.depth; b++) {
       if (!(count >> b & 1)) continue;
       const int64_t slot = ((task / s.heads) * s.depth + b) * s.heads + at.head;
-      for (int64_t i = 0; i < dk; i++) std::memcpy(C1 + (slot * dk + i) * dv, C[b][i], dv * sizeof(REAL));
-      std::memcpy(n1 + slot * dk, ns[b][0], dk * sizeof(REAL));
+      for (int64_t i = 0; i < dk; i++) std::memcpy(C1 + (slot * dk + i) * dv, x.C[b][i], dv * sizeof(REAL));
+      std::memcpy(n1 + slot * dk, x.ns[b][0], dk * sizeof(REAL));
     }
   }
 };
@@ -120,100 +141,128 @@ struct Backward {
   In *dq, *dk_, *dv_;                                    // zero where no step is present
   REAL *da, *dM, *dm, *dw, *dlevel, *du, *dolder, *dnewer;  // as Gates, the last three zero at first
 
-  void operator()(int64_t task) const {
-    const int64_t L = s.size, dk = s.dk, dv = s.dv;
-    Matrix Q(L, dk), K(L, dk), V(L, dv), KT(dk, L), VT(dv, L), S(L, L), E(L, L), dA(L, L), D(L, dv), scaled(L, dk),
-        from_C(L, dk), dQ(L, dk), dK(L, dk), dKw(L, dk), dV(L, dv), G(dk, dv), GT(dv, dk), gn(1, dk);
-    std::vector<Matrix> dCT(s.depth, Matrix(dv, dk)), dn(s.depth, Matrix(1, dk));
-    std::vector<REAL> dd(L);
+  using T = Item<In>;
+  struct Space {
+    Matrix<T> Q, K, V, D, A, dS, scaled;
+    Matrix<Word<T>> KT, VT, G2T;
+    Matrix<REAL> S, dA, dQ, from_C, dK, dV, GT, gn;
+    std::vector<Matrix<REAL>> dCT, dn;  // of the slots
+    std::vector<Paired<T>> CT2;
+    std::vector<int64_t> block;  // whose memories are in CT2
+    Paired<T> Q2, K2, D2, A2, dS2, scaled2, GT2;
+    Steps u, w, dd, inverse, floor, columns;
+    explicit Space(const Sizes& s)
+        : Q(s.size, s.dk), K(s.size, s.dk), V(s.size, s.dv), D(s.size, s.dv), A(s.size, s.size), dS(s.size, s.size),
+          scaled(s.size, s.dk), KT(s.dk, s.size), VT(s.dv, s.size), G2T(s.dk, s.dv), S(s.size, s.size),
+          dA(s.size, s.size), dQ(s.size, s.dk), from_C(s.size, s.dk), dK(s.size, s.dk), dV(s.size, s.dv),
+          GT(s.dv, s.dk), gn(1, s.dk), dCT(s.depth, GT), dn(s.depth, gn), CT2(s.depth, Paired<T>(s.dv, s.dk)),
+          block(s.depth), Q2(s.size, s.dk), K2(s.size, s.dk), D2(s.size, s.dv), A2(s.size, s.size),
+          dS2(s.size, s.size), scaled2(s.size, s.dk), GT2(s.dv, s.dk), u(s.size), w(s.size), dd(s.size),
+          inverse(s.size), floor(s.size), columns(s.size) {}
+  };
+
+  void operator()(int64_t task, Space& x) const {
+    const int64_t L = s.size, dk = s.dk, dv = s.dv, columns = x.gn.columns;
     const At at(s, g, task);
     const Weights weights = g.weights(s.levels);
-    const int64_t stride = Q.stride, count = at.last - at.first + at.full(at.last);
+    Within within(weights, L);
+    const int64_t count = at.last - at.first + at.full(at.last);
+    std::fill(x.block.begin(), x.block.end(), -1);
     for (int64_t b = 0; b < s.depth; b++) {
+      std::fill(x.dCT[b].lines.begin(), x.dCT[b].lines.end(), typename Matrix<REAL>::Line{});
+      std::fill(x.dn[b].lines.begin(), x.dn[b].lines.end(), typename Matrix<REAL>::Line{});
       if (!(count >> b & 1)) continue;
       const int64_t slot = ((task / s.heads) * s.depth + b) * s.heads + at.head;
-      transpose(dC1 + slot * dk * dv, dk, dv, dv, dCT[b][0], stride);
-      std::memcpy(dn[b][0], dn1 + slot * dk, dk * sizeof(REAL));
+      transpose(dC1 + slot * dk * dv, dk, dv, dv, x.dCT[b][0], x.dCT[b].stride);
+      std::memcpy(x.dn[b][0], dn1 + slot * dk, dk * sizeof(REAL));
     }
     for (int64_t c = at.last; c >= at.first; c--) {
       const int64_t gate = at.gate(c), p = c - at.first;
-      fetch(at, q, c, dk, s.scale, Q, nullptr);
-      fetch(at, k, c, dk, 1, K, &KT);
-      fetch(at, v, c, dv, 1, V, &VT);
-      undivide(at, weights, c, dv, dh, h, d + gate, D, dd.data(), dm);
+      fetch(at, q, c, dk, x.Q);
+      fetch(at, k, c, dk, x.K);
+      fetch(at, v, c, dv, x.V);
+      undivide(at, c, dv, dh, h, g.m + gate, d + gate, x.inverse, x.floor, x.D, x.dd, dm + gate);
+      within.enter(gate);
 
-      product(C_LOWER, L, L, dk, Q[0], stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-      weigh(weights, gate, L, S, &E, nullptr);
-      product(C_LOWER, L, L, dv, D[0], D.stride, 1, VT[0], VT.stride, dA[0], dA.stride, 0);
-      unweigh(weights, gate, L, S, E, dA, dd.data(), da, dM, dlevel);  // dA becomes the gradient of q k^T
-      product(A_LOWER, L, dk, L, dA[0], dA.stride, 1, K[0], stride, dQ[0], stride, 0);
-      product(A_UPPER, L, dk, L, dA[0], 1, dA.stride, Q[0], stride, dK[0], stride, 0);
-      product(A_UPPER, L, dv, L, S[0], 1, S.stride, D[0], D.stride, dV[0], D.stride, 0);
+      transpose<T>(x.K, L, dk, x.KT);
+      product(C_LOWER, L, L, dk, rows_of(x.Q), x.KT, x.S);
+      transpose<T>(x.V, L, dv, x.VT);
+      product(C_LOWER, L, L, dv, rows_of(x.D), x.VT, x.dA);
+      unweigh(within, gate, s.scale, x.S, x.dA, x.dd, x.A, x.dS, x.columns, da, dM, dlevel);
+      x.Q2.of(x.Q, L);
+      x.K2.of(x.K, L);
+      x.D2.of(x.D, L);
+      x.A2.of(x.A, L);
+      x.dS2.of(x.dS, L);
+      product(A_LOWER, L, dk, L, rows_of(x.dS), x.K2, x.dQ);
+      product(A_UPPER, L, dv, L, columns_of(x.A2), x.D2, x.dV);
 
       if (at.full(c)) {
-        part(at, c, p, dCT, dn, GT, gn);
-        product(ALL, L, dk, dv, V[0], V.stride, 1, GT[0], stride, dKw[0], stride, 0);
+        part(at, c, p, x);
+        x.GT2.of(x.GT, dv);
+        transpose<T>(x.GT, dv, dk, x.G2T);
+        exps(g.w + gate, 1, L, x.w);
+        product(ALL, L, dk, dv, rows_of(x.V), x.GT2, x.dK);
         REAL leaf = 0;
         for (int64_t t = 0; t < L; t++) {
-          const REAL w = std::exp(g.w[gate + t]);
-          add(dKw[t], 1, 1, gn[0], stride);
-          leaf += dw[gate + t] = w * dot(dKw[t], K[t], stride);
-          add(dK[t], 1, w, dKw[t], stride);
+          add(x.dK[t], 1, 1, x.gn[0], columns);
+          leaf += dw[gate + t] = x.w[t] * dot(x.dK[t], x.K[t], columns);
         }
-        transpose(GT[0], dv, dk, stride, G[0], G.stride);
-        scale_rows(K, g.w + gate, L, scaled);
-        product(ALL, L, dv, dk, scaled[0], stride, 1, G[0], G.stride, dV[0], dV.stride, 1);
+        product(A_UPPER, L, dk, L, columns_of(x.dS2), x.Q2, x.dK, {1, x.w});
+        product(ALL, L, dv, dk, rows_of(x.K), x.G2T, x.dV, {1, nullptr, x.w});
         // What has been joined below slot b consists of this chunk and the slots before b.
         for (int64_t b = 0; b < trailing_ones(p); b++) {
           dnewer[at.index(b, c)] = leaf;
           leaf += dolder[at.index(b, c)];
         }
       } else {
+        product(A_UPPER, L, dk, L, columns_of(x.dS2), x.Q2, x.dK);
         std::memset(dw + gate, 0, L * sizeof(REAL));
       }
 
-      for (int64_t t = 0; t < L; t++) add(dQ[t], s.scale, 0, dQ[t], stride);
       for (int64_t b = 0; p >> b; b++) {
         if (!(p >> b & 1)) continue;
         const int64_t block = at.index(at.first + ((p >> b) << b) - 1);
-        const REAL* u = g.u + at.index(b, c) * L;
-        product(ALL, L, dk, dv, D[0], D.stride, 1, CT_kept + block * dv * stride, stride, from_C[0], stride, 0);
+        if (x.block[b] != block) x.CT2[b].of(CT_kept + block * dv * columns, columns, dv);
+        x.block[b] = block;
+        exps(g.u + at.index(b, c) * L, s.scale, L, x.u);
+        product(ALL, L, dk, dv, rows_of(x.D), x.CT2[b], x.from_C);
         for (int64_t t = 0; t < L; t++) {
-          const REAL weight = std::exp(u[t]);
-          add(from_C[t], 1, dd[t], n_kept + block * stride, stride);
-          du[at.index(b, c) * L + t] = weight * dot(from_C[t], Q[t], stride);
-          add(dQ[t], 1, weight * s.scale, from_C[t], stride);
+          add(x.from_C[t], 1, x.dd[t], n_kept + block * columns, columns);
+          du[at.index(b, c) * L + t] = x.u[t] * dot(x.from_C[t], x.Q[t], columns);
+          add(x.dQ[t], 1, x.u[t], x.from_C[t], columns);
         }
-        scale_rows(Q, u, L, scaled);
-        product(ALL, dv, dk, L, D[0], 1, D.stride, scaled[0], stride, dCT[b][0], stride, 1);
-        for (int64_t t = 0; t < L; t++) add(dn[b][0], 1, dd[t], scaled[t], stride);
+        scale_rows(x.Q, x.u, L, x.scaled);
+        x.scaled2.of(x.scaled, L);
+        product(ALL, dv, dk, L, columns_of(x.D2), x.scaled2, x.dCT[b], {1});
+        for (int64_t t = 0; t < L; t++) x.u[t] *= x.dd[t];
+        add_rows(x.dn[b], 1, x.u, x.Q, L);
       }
-      put(at, c, dk, dQ, dq);
-      put(at, c, dk, dK, dk_);
-      put(at, c, dv, dV, dv_);
+      put(at, c, dk, x.dQ, dq);
+      put(at, c, dk, x.dK, dk_);
+      put(at, c, dv, x.dV, dv_);
     }
   }
 
   // Undo the joining at the end of chunk c: the gradients of the slots that it joined, and of its own memory.
-  void part(const At& at, int64_t c, int64_t p, std::vector<Matrix>& dCT, std::vector<Matrix>& dn, Matrix& GT,
-            Matrix& gn) const {
-    const int64_t free = trailing_ones(p), stride = GT.stride;
-    std::swap(GT.data, dCT[free].data);
-    std::swap(gn.data, dn[free].data);
-    std::fill(dCT[free].data.begin(), dCT[free].data.end(), REAL(0));
-    std::fill(dn[free].data.begin(), dn[free].data.end(), REAL(0));
+  void part(const At& at, int64_t c, int64_t p, Space& x) const {
+    const int64_t free = trailing_ones(p), columns = x.gn.columns;
+    std::swap(x.GT.lines, x.dCT[free].lines);
+    std::swap(x.gn.lines, x.dn[free].lines);
+    std::fill(x.dCT[free].lines.begin(), x.dCT[free].lines.end(), typename Matrix<REAL>::Line{});
+    std::fill(x.dn[free].lines.begin(), x.dn[free].lines.end(), typename Matrix<REAL>::Line{});
     for (int64_t b = free - 1; b >= 0; b--) {
       const int64_t block = at.index(c - (int64_t(1) << b));
       const REAL older = std::exp(g.older[at.index(b, c)]), newer = std::exp(g.newer[at.index(b, c)]);
-      REAL through = dot(gn[0], n_kept + block * stride, stride);
+      REAL through = dot(x.gn[0], n_kept + block * columns, columns);
       for (int64_t j = 0; j < s.dv; j++) {
-        through += dot(GT[j], CT_kept + (block * s.dv + j) * stride, stride);
-        add(dCT[b][j], 0, older, GT[j], stride);
-        add(GT[j], newer, 0, GT[j], stride);
+        through += dot(x.GT[j], CT_kept + (block * s.dv + j) * columns, columns);
+        add(x.dCT[b][j], 0, older, x.GT[j], columns);
+        add(x.GT[j], newer, 0, x.GT[j], columns);
       }
       dolder[at.index(b, c)] = older * through;
-      add(dn[b][0], 0, older, gn[0], stride);
-      add(gn[0], newer, 0, gn[0], stride);
+      add(x.dn[b][0], 0, older, x.gn[0], columns);
+      add(x.gn[0], newer, 0, x.gn[0], columns);
     }
   }
 };

@@ -45,43 +45,61 @@ struct Forward {
   REAL *d, *C1, *n1;    // [N, B, H, L], [B, H, DK, DV], [B, H, DK]
   REAL *C_kept, *n_kept;  // [groups, B, H, ...] for the backward, or null
 
-  void operator()(int64_t task) const {
+  using T = Item<In>;
+  struct Space {
+    Matrix<T> Q, K, Kw, V, A;
+    Matrix<Word<T>> KT;
+    Matrix<REAL> S, H, C, n;
+    Paired<T> Kw2, V2, C2;
+    Steps u, w, inverse, floor;
+    explicit Space(const Sizes& s)
+        : Q(s.size, s.dk), K(s.size, s.dk), Kw(s.size, s.dk), V(s.size, s.dv), A(s.size, s.size), KT(s.dk, s.size),
+          S(s.size, s.size), H(s.size, s.dv), C(s.dk, s.dv), n(1, s.dk), Kw2(s.size, s.dk), V2(s.size, s.dv),
+          C2(s.dk, s.dv), u(s.size), w(s.size), inverse(s.size), floor(s.size) {}
+  };
+
+  void operator()(int64_t task, Space& x) const {
     const int64_t L = s.size, dk = s.dk, dv = s.dv;
-    Matrix Q(L, dk), K(L, dk), Kw(L, dk), V(L, dv), KT(dk, L), S(L, L), H(L, dv), C(dk, dv), n(1, dk);
-    std::vector<REAL> sums(L);
     const At at(s, task);
     const Weights weights = g.weights();
-    for (int64_t i = 0; i < dk; i++) std::memcpy(C[i], C0 + (task * dk + i) * dv, dv * sizeof(REAL));
-    std::memcpy(n[0], n0 + task * dk, dk * sizeof(REAL));
+    Within within(weights, L);
+    for (int64_t i = 0; i < dk; i++) std::memcpy(x.C[i], C0 + (task * dk + i) * dv, dv * sizeof(REAL));
+    std::memcpy(x.n[0], n0 + task * dk, dk * sizeof(REAL));
     for (int64_t c = 0; c < s.chunks(); c++) {
       const int64_t gate = at.gate(c);
-      if (C_kept && c % s.group == 0) keep(at.index(c / s.group), C, n);
-      fetch(at, q, c, dk, s.scale, Q, nullptr);
-      fetch(at, k, c, dk, 1, K, &KT);
-      fetch(at, v, c, dv, 1, V, nullptr);
-      product(C_LOWER, L, L, dk, Q[0], Q.stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-      weigh(weights, gate, L, S, nullptr, sums.data());
-      product(A_LOWER, L, dv, L, S[0], S.stride, 1, V[0], V.stride, H[0], H.stride, 0);
-      scale_rows(Q, g.u + gate, L, Q);
-      product(ALL, L, dv, dk, Q[0], Q.stride, 1, C[0], C.stride, H[0], H.stride, 1);
+      if (C_kept && c % s.group == 0) keep(at.index(c / s.group), x);
+      fetch(at, q, c, dk, x.Q);
+      fetch(at, k, c, dk, x.K);
+      fetch(at, v, c, dv, x.V);
+      x.V2.of(x.V, L);
+      x.C2.of(x.C, dk);
+      within.enter(gate);
+      exps(g.u + gate, s.scale, L, x.u);
+      exps(g.w + gate, 1, L, x.w);
+
+      transpose<T>(x.K, L, dk, x.KT);
+      product(C_LOWER, L, L, dk, rows_of(x.Q), x.KT, x.S);
+      weigh(within, s.scale, x.S, x.A, d + gate);
+      product(A_LOWER, L, dv, L, rows_of(x.A), x.V2, x.H);
+      product(ALL, L, dv, dk, rows_of(x.Q), x.C2, x.H, {1, nullptr, x.u});
       if (g.m)
-        for (int64_t t = 0; t < L; t++) d[gate + t] = sums[t] + dot(Q[t], n[0], Q.stride);
-      divide(at, weights, c, dv, H, d + gate, h);
+        for (int64_t t = 0; t < L; t++) d[gate + t] += x.u[t] * dot(x.n[0], x.Q[t], x.n.columns);
+      inverses(g.m ? g.m + gate : nullptr, d + gate, L, x.inverse, x.floor);
+      divide(at, c, dv, x.H, x.inverse, h);
+
       const REAL kept = std::exp(g.kept[at.index(c)]);
-      scale_rows(K, g.w + gate, L, Kw);
-      product(ALL, dk, dv, L, Kw[0], 1, Kw.stride, V[0], V.stride, C[0], C.stride, kept);
-      if (g.m) {
-        add(n[0], kept, 1, Kw[0], Kw.stride);
-        for (int64_t t = 1; t < L; t++) add(n[0], 1, 1, Kw[t], Kw.stride);
-      }
+      scale_rows(x.K, x.w, L, x.Kw);
+      x.Kw2.of(x.Kw, L);
+      product(ALL, dk, dv, L, columns_of(x.Kw2), x.V2, x.C, {kept});
+      if (g.m) add_rows(x.n, kept, x.w, x.K, L);
     }
-    for (int64_t i = 0; i < dk; i++) std::memcpy(C1 + (task * dk + i) * dv, C[i], dv * sizeof(REAL));
-    std::memcpy(n1 + task * dk, n[0], dk * sizeof(REAL));
+    for (int64_t i = 0; i < dk; i++) std::memcpy(C1 + (task * dk + i) * dv, x.C[i], dv * sizeof(REAL));
+    std::memcpy(n1 + task * dk, x.n[0], dk * sizeof(REAL));
   }
 
-  void keep(int64_t at, Matrix& C, Matrix& n) const {
-    for (int64_t i = 0; i < s.dk; i++) std::memcpy(C_kept + (at * s.dk + i) * s.dv, C[i], s.dv * sizeof(REAL));
-    std::memcpy(n_kept + at * s.dk, n[0], s.dk * sizeof(REAL));
+  void keep(int64_t at, Space& x) const {
+    for (int64_t i = 0; i < s.dk; i++) std::memcpy(C_kept + (at * s.dk + i) * s.dv, x.C[i], s.dv * sizeof(REAL));
+    std::memcpy(n_kept + at * s.dk, x.n[0], s.dk * sizeof(REAL));
   }
 };
 
@@ -98,94 +116,114 @@ struct Backward {
   REAL *da, *dM, *du, *dw, *dkept, *dm;  // as Gates
   REAL *dC0, *dn0;
 
-  void operator()(int64_t task) const {
+  using T = Item<In>;
+  struct Space {
+    Matrix<T> Q, K, V, D, A, dS, scaled;
+    Matrix<Word<T>> KT, VT, dC;
+    Matrix<REAL> S, dA, dQ, dK, dV, dCT, dn;
+    std::vector<Matrix<REAL>> CT, n;  // of a group
+    Paired<T> Q2, K2, D2, A2, dS2, scaled2, CT2, dCT2;
+    Steps u, w, dd, inverse, floor, columns;
+    explicit Space(const Sizes& s)
+        : Q(s.size, s.dk), K(s.size, s.dk), V(s.size, s.dv), D(s.size, s.dv), A(s.size, s.size), dS(s.size, s.size),
+          scaled(s.size, s.dk), KT(s.dk, s.size), VT(s.dv, s.size), dC(s.dk, s.dv), S(s.size, s.size),
+          dA(s.size, s.size), dQ(s.size, s.dk), dK(s.size, s.dk), dV(s.size, s.dv), dCT(s.dv, s.dk), dn(1, s.dk),
+          CT(std::min(s.group, s.chunks()), dCT), n(CT.size(), dn), Q2(s.size, s.dk), K2(s.size, s.dk),
+          D2(s.size, s.dv), A2(s.size, s.size), dS2(s.size, s.size), scaled2(s.size, s.dk), CT2(s.dv, s.dk),
+          dCT2(s.dv, s.dk), u(s.size), w(s.size), dd(s.size), inverse(s.size), floor(s.size), columns(s.size) {}
+  };
+
+  void operator()(int64_t task, Space& x) const {
     const int64_t L = s.size, dk = s.dk, dv = s.dv;
-    Matrix Q(L, dk), K(L, dk), V(L, dv), KT(dk, L), VT(dv, L), S(L, L), E(L, L), dA(L, L), D(L, dv), scaled(L, dk),
-        from_C(L, dk), dQ(L, dk), dK(L, dk), dKw(L, dk), dV(L, dv), dC(dk, dv), dCT(dv, dk), dn(1, dk), Vw(L, dv);
-    std::vector<Matrix> CT(s.group, Matrix(dv, dk)), n(s.group, Matrix(1, dk));
-    std::vector<REAL> dd(L);
     const At at(s, task);
     const Weights weights = g.weights();
-    transpose(dC1 + task * dk * dv, dk, dv, dv, dCT[0], dCT.stride);
-    std::memcpy(dn[0], dn1 + task * dk, dk * sizeof(REAL));
+    Within within(weights, L);
+    transpose(dC1 + task * dk * dv, dk, dv, dv, x.dCT[0], x.dCT.stride);
+    std::memcpy(x.dn[0], dn1 + task * dk, dk * sizeof(REAL));
     for (int64_t group = (s.chunks() - 1) / s.group; group >= 0; group--) {
       const int64_t first = group * s.group, last = std::min(first + s.group, s.chunks()) - 1;
-      memories(at, group, first, last, K, V, Vw, scaled, CT, n);
+      memories(at, group, first, last, x);
       for (int64_t c = last; c >= first; c--) {
-        const int64_t gate = at.gate(c);
-        Matrix &Cc = CT[c - first], &nc = n[c - first];
-        fetch(at, q, c, dk, s.scale, Q, nullptr);
-        fetch(at, k, c, dk, 1, K, &KT);
-        fetch(at, v, c, dv, 1, V, &VT);
-        undivide(at, weights, c, dv, dh, h, d + gate, D, dd.data(), dm);
+        const int64_t gate = at.gate(c), columns = x.dCT.columns;
+        Matrix<REAL>&CT = x.CT[c - first], &n = x.n[c - first];
+        fetch(at, q, c, dk, x.Q);
+        fetch(at, k, c, dk, x.K);
+        fetch(at, v, c, dv, x.V);
+        const REAL* m = g.m ? g.m + gate : nullptr;
+        undivide(at, c, dv, dh, h, m, d + gate, x.inverse, x.floor, x.D, x.dd, m ? dm + gate : nullptr);
+        within.enter(gate);
+        exps(g.u + gate, s.scale, L, x.u);
+        exps(g.w + gate, 1, L, x.w);
 
-        product(C_LOWER, L, L, dk, Q[0], Q.stride, 1, KT[0], KT.stride, S[0], S.stride, 0);
-        weigh(weights, gate, L, S, &E, nullptr);
-        product(C_LOWER, L, L, dv, D[0], D.stride, 1, VT[0], VT.stride, dA[0], dA.stride, 0);
-        unweigh(weights, gate, L, S, E, dA, dd.data(), da, dM, nullptr);  // dA becomes the gradient of q k^T
+        transpose<T>(x.K, L, dk, x.KT);
+        product(C_LOWER, L, L, dk, rows_of(x.Q), x.KT, x.S);
+        transpose<T>(x.V, L, dv, x.VT);
+        product(C_LOWER, L, L, dv, rows_of(x.D), x.VT, x.dA);
+        unweigh(within, gate, s.scale, x.S, x.dA, x.dd, x.A, x.dS, x.columns, da, dM, nullptr);
+        x.Q2.of(x.Q, L);
+        x.K2.of(x.K, L);
+        x.D2.of(x.D, L);
+        x.A2.of(x.A, L);
+        x.dS2.of(x.dS, L);
+        x.CT2.of(CT, dv);
+        x.dCT2.of(x.dCT, dv);
+        transpose<T>(x.dCT, dv, dk, x.dC);
 
-        product(ALL, L, dk, dv, D[0], D.stride, 1, Cc[0], Cc.stride, from_C[0], from_C.stride, 0);
-        product(A_LOWER, L, dk, L, dA[0], dA.stride, 1, K[0], K.stride, dQ[0], dQ.stride, 0);
+        product(ALL, L, dk, dv, rows_of(x.D), x.CT2, x.dQ);
         for (int64_t t = 0; t < L; t++) {
-          const REAL u = std::exp(g.u[gate + t]);
-          if (g.m) add(from_C[t], 1, dd[t], nc[0], from_C.stride);
-          du[gate + t] = u * dot(from_C[t], Q[t], Q.stride);
-          add(dQ[t], s.scale, u * s.scale, from_C[t], dQ.stride);
+          if (g.m) add(x.dQ[t], 1, x.dd[t], n[0], columns);
+          du[gate + t] = x.u[t] * dot(x.dQ[t], x.Q[t], columns);
         }
-        put(at, c, dk, dQ, dq);
+        product(A_LOWER, L, dk, L, rows_of(x.dS), x.K2, x.dQ, {1, x.u});
+        put(at, c, dk, x.dQ, dq);
 
-        product(A_UPPER, L, dk, L, dA[0], 1, dA.stride, Q[0], Q.stride, dK[0], dK.stride, 0);
-        product(ALL, L, dk, dv, V[0], V.stride, 1, dCT[0], dCT.stride, dKw[0], dKw.stride, 0);
+        product(ALL, L, dk, dv, rows_of(x.V), x.dCT2, x.dK);
         for (int64_t t = 0; t < L; t++) {
-          const REAL w = std::exp(g.w[gate + t]);
-          if (g.m) add(dKw[t], 1, 1, dn[0], dKw.stride);
-          dw[gate + t] = w * dot(dKw[t], K[t], K.stride);
-          add(dK[t], 1, w, dKw[t], dK.stride);
+          if (g.m) add(x.dK[t], 1, 1, x.dn[0], columns);
+          dw[gate + t] = x.w[t] * dot(x.dK[t], x.K[t], columns);
         }
-        put(at, c, dk, dK, dk_);
+        product(A_UPPER, L, dk, L, columns_of(x.dS2), x.Q2, x.dK, {1, x.w});
+        put(at, c, dk, x.dK, dk_);
 
-        transpose(dCT[0], dv, dk, dCT.stride, dC[0], dC.stride);
-        scale_rows(K, g.w + gate, L, scaled);
-        product(A_UPPER, L, dv, L, S[0], 1, S.stride, D[0], D.stride, dV[0], dV.stride, 0);
-        product(ALL, L, dv, dk, scaled[0], scaled.stride, 1, dC[0], dC.stride, dV[0], dV.stride, 1);
-        put(at, c, dv, dV, dv_);
+        product(A_UPPER, L, dv, L, columns_of(x.A2), x.D2, x.dV);
+        product(ALL, L, dv, dk, rows_of(x.K), x.dC, x.dV, {1, nullptr, x.w});
+        put(at, c, dv, x.dV, dv_);
 
         const REAL kept = std::exp(g.kept[at.index(c)]);
-        REAL through = g.m ? dot(dn[0], nc[0], dn.stride) : 0;
-        for (int64_t j = 0; j < dv; j++) through += dot(dCT[j], Cc[j], dCT.stride);
+        REAL through = g.m ? dot(x.dn[0], n[0], columns) : 0;
+        for (int64_t j = 0; j < dv; j++) through += dot(x.dCT[j], CT[j], columns);
         dkept[at.index(c)] = kept * through;
-        scale_rows(Q, g.u + gate, L, scaled);
-        product(ALL, dv, dk, L, D[0], 1, D.stride, scaled[0], scaled.stride, dCT[0], dCT.stride, kept);
+        scale_rows(x.Q, x.u, L, x.scaled);
+        x.scaled2.of(x.scaled, L);
+        product(ALL, dv, dk, L, columns_of(x.D2), x.scaled2, x.dCT, {kept});
         if (g.m) {
-          add(dn[0], kept, dd[0], scaled[0], dn.stride);
-          for (int64_t t = 1; t < L; t++) add(dn[0], 1, dd[t], scaled[t], dn.stride);
+          for (int64_t t = 0; t < L; t++) x.dd[t] *= x.u[t];
+          add_rows(x.dn, kept, x.dd, x.Q, L);
         }
       }
     }
-    transpose(dCT[0], dv, dk, dCT.stride, dC0 + task * dk * dv, dv);
-    std::memcpy(dn0 + task * dk, dn[0], dk * sizeof(REAL));
+    transpose(x.dCT[0], dv, dk, x.dCT.stride, dC0 + task * dk * dv, dv);
+    std::memcpy(dn0 + task * dk, x.dn[0], dk * sizeof(REAL));
   }
 
   // The memories at the start of a group's chunks, from the one kept at its start.
-  void memories(const At& at, int64_t group, int64_t first, int64_t last, Matrix& K, Matrix& V, Matrix& Vw, Matrix& Kw,
-                std::vector<Matrix>& CT, std::vector<Matrix>& n) const {
-    const int64_t dk = s.dk, dv = s.dv, kept_at = at.index(group);
-    transpose(C_kept + kept_at * dk * dv, dk, dv, dv, CT[0][0], CT[0].stride);
-    std::memcpy(n[0][0], n_kept + kept_at * dk, dk * sizeof(REAL));
+  void memories(const At& at, int64_t group, int64_t first, int64_t last, Space& x) const {
+    const int64_t L = s.size, dk = s.dk, dv = s.dv, kept_at = at.index(group);
+    transpose(C_kept + kept_at * dk * dv, dk, dv, dv, x.CT[0][0], x.CT[0].stride);
+    std::memcpy(x.n[0][0], n_kept + kept_at * dk, dk * sizeof(REAL));
     for (int64_t c = first; c < last; c++) {
       const REAL kept = std::exp(g.kept[at.index(c)]);
-      const REAL* w = g.w + at.gate(c);
-      Matrix &now = CT[c - first], &next = CT[c - first + 1];
-      fetch(at, k, c, dk, 1, K, nullptr);
-      fetch(at, v, c, dv, 1, V, nullptr);
-      scale_rows(V, w, s.size, Vw);
-      next.data = now.data;
-      product(ALL, dv, dk, s.size, Vw[0], 1, Vw.stride, K[0], K.stride, next[0], next.stride, kept);
-      n[c - first + 1].data = n[c - first].data;
-      if (!g.m) continue;
-      scale_rows(K, w, s.size, Kw);
-      add(n[c - first + 1][0], kept, 1, Kw[0], Kw.stride);
-      for (int64_t t = 1; t < s.size; t++) add(n[c - first + 1][0], 1, 1, Kw[t], Kw.stride);
+      Matrix<REAL>&next = x.CT[c - first + 1], &n = x.n[c - first + 1];
+      fetch(at, k, c, dk, x.K);
+      fetch(at, v, c, dv, x.V);
+      exps(g.w + at.gate(c), 1, L, x.w);
+      scale_rows(x.K, x.w, L, x.scaled);
+      x.scaled2.of(x.scaled, L);
+      x.D2.of(x.V, L);
+      next.lines = x.CT[c - first].lines;
+      product(ALL, dv, dk, L, columns_of(x.D2), x.scaled2, next, {kept});
+      n.lines = x.n[c - first].lines;
+      if (g.m) add_rows(n, kept, x.w, x.K, L);
     }
   }
 };
@@ -198,7 +236,7 @@ extern "C" {
   void exlstm_mlstm_forward_##NAME(ParallelFor parallel_for, const Sizes* s, const IN* q, const IN* k, const IN* v,    \
                                    const Gates* g, const REAL* C0, const REAL* n0, IN* h, REAL* d, REAL* C1, REAL* n1, \
                                    REAL* C_kept, REAL* n_kept) {                                                       \
-    run(Forward<IN>{*s, q, k, v, *g, C0, n0, h, d, C1, n1, C_kept, n_kept}, s->tasks(), parallel_for);                             \
+    run(Forward<IN>{*s, q, k, v, *g, C0, n0, h, d, C1, n1, C_kept, n_kept}, s->tasks(), parallel_for);                 \
   }                                                                                                                    \
   void exlstm_mlstm_backward_##NAME(ParallelFor parallel_for, const Sizes* s, const IN* q, const IN* k, const IN* v,   \
                                     const Gates* g, const IN* h, const REAL* d, const REAL* C_kept,                    \
@@ -207,7 +245,7 @@ extern "C" {
                                     REAL* dC0, REAL* dn0) {                                                            \
     run(Backward<IN>{*s, q, k, v, *g, h, d, C_kept, n_kept, dh, dC1, dn1, dq, dk, dv, da, dM, du, dw, dkept, dm, dC0,  \
                      dn0},                                                                                             \
-        s->tasks(), parallel_for);                                                                                                 \
+        s->tasks(), parallel_for);                                                                                     \
   }
 
 EXLSTM_MLSTM(real, REAL)

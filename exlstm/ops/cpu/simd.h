@@ -51,14 +51,30 @@ inline Vec load(const REAL* p) { return *reinterpret_cast<const VecAnywhere*>(p)
 inline void store(REAL* p, Vec x) { *reinterpret_cast<VecAnywhere*>(p) = x; }
 inline Vec all(REAL x) { return Vec{} + x; }
 
+// A vector of bfloat16, by the steps of `widen` and `narrow`.
+typedef uint16_t BFloat16s __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(LANES * 4)));
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+inline Vec load(const BFloat16* p) {
+  const Bits bits = __builtin_convertvector(*reinterpret_cast<const BFloat16s*>(p), Bits) << 16;
+  Floats value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return __builtin_convertvector(value, Vec);
+}
+inline void store(BFloat16* p, Vec x) {
+  const Floats value = __builtin_convertvector(x, Floats);
+  Bits bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  *reinterpret_cast<BFloat16s*>(p) = __builtin_convertvector(value != value ? Bits{} + 0x7fc0 : rounded, BFloat16s);
+}
+
 // The first `count` lanes, the others 0; from and to tensors, whose rows need not be whole vectors.
 template <class T>
 inline Vec load(const T* p, int count) {
+  if (count == LANES) return load(p);
   Vec x{};
-  if (count == LANES)
-    for (int j = 0; j < LANES; j++) x[j] = widen(p[j]);
-  else
-    for (int j = 0; j < count; j++) x[j] = widen(p[j]);
+  for (int j = 0; j < count; j++) x[j] = widen(p[j]);
   return x;
 }
 inline Vec load(const REAL* p, int count) {
@@ -69,6 +85,7 @@ inline Vec load(const REAL* p, int count) {
 }
 template <class T>
 inline void store(T* p, Vec x, int count) {
+  if (count == LANES) return store(p, x);
   for (int j = 0; j < count; j++) narrow(x[j], p[j]);
 }
 inline void store(REAL* p, Vec x, int count) {
