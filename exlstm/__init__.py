@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exlstm.models import XLSTM, Backbone, Decoder, Forecaster, LanguageModel
+    from exlstm.models import XLSTM, Backbone, Decoder, Forecaster, LanguageModel, Seq2Seq
 
 __version__ = "0.1.0.dev0"
-__all__ = ["XLSTM", "Backbone", "Decoder", "Forecaster", "LanguageModel", "__version__"]
+__all__ = ["XLSTM", "Backbone", "Decoder", "Forecaster", "LanguageModel", "Seq2Seq", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

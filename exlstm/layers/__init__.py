@@ -5,6 +5,7 @@ from exlstm.layers.bidirectional import Bidirectional
 from exlstm.layers.block import Block
 from exlstm.layers.cell import MatrixMemoryCell
 from exlstm.layers.conv import CausalConv1d
+from exlstm.layers.cross_attention import AttentionReader, AttentionWriter
 from exlstm.layers.hmlstm import HMLSTM
 from exlstm.layers.linear import HeadwiseLinear
 from exlstm.layers.memory import MemoryReader, MemoryWriter
@@ -18,7 +19,9 @@ __all__ = [
     "HMLSTM",
     "MLSTM",
     "SLSTM",
+    "AttentionReader",
     "AttentionState",
+    "AttentionWriter",
     "Bidirectional",
     "Block",
     "CausalConv1d",

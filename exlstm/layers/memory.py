@@ -24,14 +24,14 @@ class MemoryWriter(nn.Module):
     Args:
         width: of the source.
         heads: memories side by side.
-        leaf: steps of a leaf.
+        leaf: steps of a leaf; None keeps the whole source in one flat memory.
     """
 
-    def __init__(self, width: int, heads: int, *, leaf: int = 8) -> None:
+    def __init__(self, width: int, heads: int, *, leaf: int | None = 8) -> None:
         super().__init__()
         head_width(width, heads)
-        if leaf < 1:
-            raise ValueError(f"leaf must be at least 1 step, got {leaf}")
+        if leaf is not None and leaf < 1:
+            raise ValueError(f"leaf must be at least 1 step, or None, got {leaf}")
         self.heads, self.leaf = heads, leaf
         self.kvs = nn.Linear(width, 3 * width, bias=False)  # keys, values, summaries
         self.gate = nn.Linear(width, heads)
@@ -55,11 +55,11 @@ class MemoryWriter(nn.Module):
         log = log.to(torch.promote_types(log.dtype, torch.float32))
         if mask is not None:
             log = log.masked_fill(~steps.align(mask)[:, None], -math.inf)
-        return store(k, v, s, log, self.leaf)
+        return store(k, v, s, log, self.leaf or source.shape[1])
 
 
 class MemoryReader(nn.Module):
-    """Reads a hierarchical memory by context: `y, trace = reader(stored, x)` with x, y [B, T, width].
+    """Reads a hierarchical memory by context: `y, None = reader(stored, x)` with x, y [B, T, width].
 
     Args:
         width: of queries and outputs, and of the source that was written.
@@ -89,16 +89,19 @@ class MemoryReader(nn.Module):
         nn.init.zeros_(self.level.bias)
         wang_init_(self.out.weight, self.out.out_features, self.depth)
 
-    def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto") -> tuple[Tensor, Trace]:
+    def forward(
+        self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False
+    ) -> tuple[Tensor, Trace | None]:
         """Read for every step of `x` [B, T, width].
 
         Args:
             stored: what a writer of as many heads and the same width returned.
             form: "dense" forms all T x S products, "sparse" reads the kept nodes alone; "auto" takes what costs less.
+            trace: also tell what was read.
         """
         check_shape("x", x, (stored.k.shape[0], None, self.query.in_features), "[B, T, width]")
         q, u, gate = self.query(x).chunk(3, -1)
         q, u = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, u))
         level = self.level(x).unflatten(-1, (self.heads, self.levels)).transpose(1, 2)
-        h, trace = read(stored, q, u, level, keep=self.keep, form=form)
-        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), trace
+        h, found = read(stored, q, u, level, keep=self.keep, form=form)
+        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), found if trace else None

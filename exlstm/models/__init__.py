@@ -7,6 +7,7 @@ from exlstm.models.generation import Sampling
 from exlstm.models.language import LanguageModel, LanguageModelConfig
 from exlstm.models.pattern import parse_pattern
 from exlstm.models.saving import Pretrained, read_config
+from exlstm.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from exlstm.models.xlstm import XLSTM, XLSTMState
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "LanguageModelConfig",
     "Pretrained",
     "Sampling",
+    "Seq2Seq",
+    "Seq2SeqConfig",
     "XLSTMState",
     "parse_pattern",
     "read_config",

@@ -75,7 +75,7 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
     parameters = [source, x, *writer.parameters(), *reader.parameters()]
     results = []
     for form in ("dense", "sparse"):
-        y, trace = reader(writer(source, mask), x, form=form)
+        y, trace = reader(writer(source, mask), x, form=form, trace=True)
         weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
         results.append([y, *leaves(trace), *torch.autograd.grad((weights * y).sum(), parameters)])
     assert_same(*results, 1e-10)
@@ -99,9 +99,9 @@ def test_a_batch_of_mixed_lengths_equals_one_by_one():
     lengths = (1, 4, 5, 30)
     source, x = normal(4, 30, WIDTH), normal(4, 3, WIDTH)
     mask = torch.arange(30) < torch.tensor(lengths)[:, None]
-    y, trace = reader(writer(source, mask), x)
+    y, trace = reader(writer(source, mask), x, trace=True)
     for row, length in enumerate(lengths):
-        alone, own = reader(writer(source[row : row + 1, :length]), x[row : row + 1])
+        alone, own = reader(writer(source[row : row + 1, :length]), x[row : row + 1], trace=True)
         assert_same([y[row : row + 1]], [alone], 1e-12)
         assert_same([trace.levels[row : row + 1, ..., : own.levels.shape[-1]]], [own.levels], 1e-12)
 
@@ -119,7 +119,7 @@ def test_an_empty_source_reads_as_nothing():
 
 def test_a_read_keeps_few_nodes_and_their_weights_sum_to_one():
     writer, reader = random_layers(keep=2)
-    _, trace = reader(writer(normal(2, 50, WIDTH)), normal(2, 5, WIDTH))
+    _, trace = reader(writer(normal(2, 50, WIDTH)), normal(2, 5, WIDTH), trace=True)
     assert [x.shape[-1] for x in trace.nodes] == [13, 7, 4, 2, 1]
     for weights in trace.nodes:
         assert int((weights > 0).sum(-1).max()) <= 2

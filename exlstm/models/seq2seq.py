@@ -1,0 +1,247 @@
+"""Encode, store, retrieve: a source is read, written to a memory, and read from it while a target is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from exlstm.layers import AttentionReader, AttentionWriter, MemoryReader, MemoryWriter
+from exlstm.layers.block import Block, Style
+from exlstm.layers.init import small_init_
+from exlstm.layers.norm import LayerNorm, RMSNorm
+from exlstm.layers.state import map_state
+from exlstm.models import generation
+from exlstm.models.backbone import Backbone
+from exlstm.models.generation import GREEDY, Generated, Sampling
+from exlstm.models.pattern import parse_pattern
+from exlstm.models.saving import Pretrained
+from exlstm.ops.checks import check_shape
+
+MemoryKind = Literal["hierarchical", "flat", "attention"]
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig:
+    """What a sequence-to-sequence model is made of."""
+
+    vocabulary: int
+    """Tokens of sources and targets: 0 to vocabulary - 1."""
+    bos: int
+    """Token that every target begins with; it is not part of what is written."""
+    eos: int
+    """Token that every target ends with."""
+    encoder: str = "mm"
+    """Blocks that read the source in both directions, see `parse_pattern`."""
+    decoder: str = "mm"
+    """Blocks that write the target; each is followed by a read of the memory."""
+    width: int = 256
+    heads: int = 4
+    style: Style = "paper"
+    dropout: float = 0.1
+    memory: MemoryKind = "hierarchical"
+    """A tree of matrix memories, one flat matrix memory, or softmax attention to all of the source."""
+    leaf: int = 8
+    """Source tokens in a leaf of the tree."""
+    keep: int = 4
+    """Nodes of a level that a read keeps."""
+    levels: int = 12
+    """Levels told apart, of the tree and of hierarchical blocks."""
+    window: int = 256
+    """Steps that attention blocks see."""
+
+    def __post_init__(self) -> None:
+        if self.memory not in ("hierarchical", "flat", "attention"):
+            raise ValueError(f"expected memory 'hierarchical', 'flat' or 'attention', received {self.memory!r}")
+        for name in ("bos", "eos"):
+            if not 0 <= getattr(self, name) < self.vocabulary:
+                raise ValueError(
+                    f"expected {name} from 0 to {self.vocabulary - 1}, a token of the vocabulary, "
+                    f"received {getattr(self, name)}"
+                )
+
+
+class Seq2Seq(Pretrained):
+    """Sources [B, S] to targets [B, T].
+
+        encoder   bidirectional blocks over the source
+        memory    what the encoder found, written once
+        decoder   causal blocks over the target so far; each is followed by a read of the memory
+
+    `Seq2Seq(config)` or `Seq2Seq(vocabulary=..., bos=1, eos=2, ...)` with the fields of `Seq2SeqConfig`.
+    """
+
+    config_class: ClassVar[type] = Seq2SeqConfig
+    model_type: ClassVar[str] = "seq2seq"
+    config: Seq2SeqConfig
+
+    def __init__(self, config: Seq2SeqConfig | None = None, **fields: Any) -> None:
+        super().__init__()
+        self.config = c = replace(config, **fields) if config else Seq2SeqConfig(**fields)
+        options: dict[str, Any] = {
+            "style": c.style,
+            "dropout": c.dropout,
+            "levels": c.levels,
+            "window": c.window,
+        }
+        self.embedding = nn.Embedding(c.vocabulary, c.width)
+        self.dropout = nn.Dropout(c.dropout)
+        self.encoder = Backbone(c.encoder, c.width, c.heads, bidirectional=True, **options)
+        kinds = parse_pattern(c.decoder)
+        depth = len(kinds)
+        norm = LayerNorm if c.style == "paper" else RMSNorm
+        self.writer = _writer(c)
+        self.blocks = nn.ModuleList(
+            Block(c.width, c.heads, kind=kind, index=index, depth=depth, **options) for index, kind in enumerate(kinds)
+        )
+        self.read_norms = nn.ModuleList(norm(c.width) for _ in kinds)
+        self.readers = nn.ModuleList(_reader(c, depth) for _ in kinds)
+        self.norm = norm(c.width)
+        self.head = nn.Linear(c.width, c.vocabulary, bias=False)
+        self.head.weight = self.embedding.weight
+        small_init_(self.embedding.weight, c.width)
+
+    def forward(
+        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, T, vocabulary] of the token after each of the target's.
+
+        Args:
+            source: tokens int64 [B, S].
+            target: tokens int64 [B, T], the first of them `bos`.
+            source_mask: bool [B, S], target_mask bool [B, T]; False tokens count as absent.
+        """
+        return self.decode(target, self.encode(source, source_mask), mask=target_mask)[0]
+
+    def encode(self, source: Tensor, mask: Tensor | None = None) -> Any:
+        """Read sources int64 [B, S] and write them to memory."""
+        y, _ = self.encoder(self._embed("source", source, mask), mask=mask)
+        return self.writer(y, mask)
+
+    def decode(
+        self,
+        target: Tensor,
+        stored: Any,
+        state: tuple[Any, ...] | None = None,
+        *,
+        mask: Tensor | None = None,
+        trace: bool = False,
+    ) -> tuple[Tensor, tuple[Any, ...], list[Any]]:
+        """Go on with targets int64 [B, T]: logits [B, T, vocabulary], the state after, and what was read.
+
+        What each block read is None unless `trace`.
+        """
+        x = self._embed("target", target, mask)
+        states, traces = [], []
+        for place, (block, norm, reader) in enumerate(zip(self.blocks, self.read_norms, self.readers, strict=True)):
+            x, after = block(x, None if state is None else state[place], mask=mask)
+            y, found = reader(stored, norm(x), trace=trace)
+            x = x + self.dropout(y)
+            states.append(after)
+            traces.append(found)
+        return self.head(self.norm(x)), tuple(states), traces
+
+    @torch.no_grad()
+    def generate(
+        self,
+        sources: Sequence[Sequence[int]],
+        *,
+        most: int = 128,
+        beams: int = 1,
+        length_penalty: float = 1.0,
+        sampling: Sampling = GREEDY,
+        seed: int | None = None,
+    ) -> Generated:
+        """The target of each source: up to `most` tokens, `eos` included where it came.
+
+        Args:
+            sources: tokens of each source, at least one; of any lengths.
+            beams: above 1, the likeliest target by beam search; `sampling` and `seed` then have no use.
+            length_penalty: of beam search, see `beam_search`.
+
+        Returns:
+            the tokens, and the decoder's state (None after a beam search).
+
+        Raises:
+            ValueError: a source is empty, or an argument is out of range.
+        """
+        if beams > 1:
+            found = self.beams(sources, beams=beams, most=most, length_penalty=length_penalty)
+            return Generated([best[0][1] for best in found], None)
+        reader = self._reader(sources, 1)
+        return generation.generate(reader, most=most, sampling=sampling, stop=[self.config.eos], seed=seed)
+
+    @torch.no_grad()
+    def beams(
+        self, sources: Sequence[Sequence[int]], *, beams: int, most: int = 128, length_penalty: float = 1.0
+    ) -> list[list[tuple[float, list[int]]]]:
+        """For each source its likeliest targets with their scores, best first; see `beam_search`."""
+        return generation.beam_search(
+            self._reader(sources, beams), beams=beams, most=most, stop=[self.config.eos], length_penalty=length_penalty
+        )
+
+    def _reader(self, sources: Sequence[Sequence[int]], beams: int) -> generation.Reader:
+        device, training = self.embedding.weight.device, self.training
+        self.eval()
+        try:
+            source, mask = (x.to(device) for x in generation.left_padded(sources))
+            stored = self.encode(source, None if bool(mask.all()) else mask)
+            stored = _repeated(stored, beams)
+            first = torch.full((len(sources) * beams, 1), self.config.bos, device=device)
+            logits, state, _ = self.decode(first, stored)
+        finally:
+            self.train(training)
+        return generation.Reader(_Decoding(self, stored, state), logits[:, 0])
+
+    def _embed(self, name: str, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        check_shape(name, tokens, (None, None), "[B, T]")
+        return self.dropout(self.embedding(tokens if mask is None else tokens.masked_fill(~mask, 0)))
+
+
+class _Decoding:
+    """The decoder, one token a row at a time (see `generation.Steps`)."""
+
+    def __init__(self, model: Seq2Seq, stored: Any, state: tuple[Any, ...]) -> None:
+        self._model, self._stored, self._state = model, stored, state
+
+    def step(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        training = self._model.training
+        self._model.eval()
+        try:
+            logits, self._state, _ = self._model.decode(
+                x[:, None], self._stored, self._state, mask=None if mask is None else mask[:, None]
+            )
+        finally:
+            self._model.train(training)
+        return logits[:, 0]
+
+    def select(self, rows: Tensor) -> None:
+        # Rows move among those of one source, whose memory they share.
+        self._state = map_state(lambda part: part[rows], self._state)
+
+    def state(self) -> tuple[Any, ...]:
+        return self._state
+
+
+def _writer(c: Seq2SeqConfig) -> nn.Module:
+    if c.memory == "attention":
+        return AttentionWriter(c.width, c.heads)
+    return MemoryWriter(c.width, c.heads, leaf=c.leaf if c.memory == "hierarchical" else None)
+
+
+def _reader(c: Seq2SeqConfig, depth: int) -> nn.Module:
+    if c.memory == "attention":
+        return AttentionReader(c.width, c.heads, depth=depth)
+    one = c.memory == "flat"
+    return MemoryReader(c.width, c.heads, keep=1 if one else c.keep, levels=1 if one else c.levels, depth=depth)
+
+
+def _repeated(stored: Any, times: int) -> Any:
+    """A memory with every row `times` times, side by side."""
+    if isinstance(stored, Tensor):
+        return stored.repeat_interleave(times, 0) if times > 1 else stored
+    if isinstance(stored, tuple):
+        parts = [_repeated(part, times) for part in stored]
+        return type(stored)(*parts) if hasattr(stored, "_fields") else tuple(parts)
+    return stored
