@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from exlstm.data import debian
+
 MANIFEST = "SHA256SUMS"
 
 
@@ -127,10 +129,37 @@ def _python_docs(folder: Path) -> None:
         raise ValueError("Debian's package python3.11-doc holds no *.rst.txt any more; tell the makers of exlstm")
 
 
+def _descriptions(language: str) -> Callable[[Path], None]:
+    """pairs.tsv: sentences of package descriptions in English and another language, each pair once."""
+
+    def fetch(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            lists = Path(temporary) / "lists"
+            debian.fetch_lists(lists, f"en,{language}")
+            both = (debian.read_descriptions(lists, name) for name in ("en", language))
+            pairs = dict.fromkeys(debian.sentence_pairs(*both))
+        if not pairs:
+            raise ValueError(f"Debian's lists here have no descriptions in both English and {language!r}")
+        lines = ["source\ttarget\tgroup", *("\t".join(cell.replace("\t", " ") for cell in pair) for pair in pairs)]
+        (folder / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    return fetch
+
+
 SOURCES = {
     "python-docs": Source(
         "the documentation of Python 3.11, 497 pages as text, 11 million characters (for lm)",
         "Python Software Foundation License Version 2; from Debian's package python3.11-doc",
         _python_docs,
+    ),
+    "descriptions-de": Source(
+        "sentences of Debian's package descriptions, English and German, some 37,000 pairs (for translate)",
+        "that of each package's description in Debian, all free (DFSG); from Debian's package lists",
+        _descriptions("de"),
+    ),
+    "descriptions-fr": Source(
+        "the same, English and French, some 60,000 pairs (for translate)",
+        "that of each package's description in Debian, all free (DFSG); from Debian's package lists",
+        _descriptions("fr"),
     ),
 }

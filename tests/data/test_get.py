@@ -68,8 +68,11 @@ def test_the_command_line_prints_folder_and_licence(fetched, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["data", "get", "nothing"], "there is no data set 'nothing'; there are: python-docs"),
-        (["data", "get"], "exlstm data get needs a name, one of: python-docs"),
+        (
+            ["data", "get", "nothing"],
+            "there is no data set 'nothing'; there are: python-docs, descriptions-de, descriptions-fr",
+        ),
+        (["data", "get"], "exlstm data get needs a name, one of: python-docs, descriptions-de, descriptions-fr"),
         (["data", "fetch", "x"], "expected exlstm data, or exlstm data get NAME, got exlstm data fetch x"),
     ],
 )

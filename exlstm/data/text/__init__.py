@@ -1,6 +1,7 @@
 """Text: files to documents, documents to tokens, tokens to batches."""
 
 from exlstm.data.text.corpus import SPLITS, TokenBatch, Tokens, Windows, pieces, write_corpus
+from exlstm.data.text.pairs import Pair, PairBatch, Pairs, PairSampler, TokenPairs, read_pairs
 from exlstm.data.text.reading import Document, Reading, read_documents
 from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
 
@@ -10,12 +11,18 @@ __all__ = [
     "PAD",
     "SPLITS",
     "Document",
+    "Pair",
+    "PairBatch",
+    "PairSampler",
+    "Pairs",
     "Reading",
     "TokenBatch",
+    "TokenPairs",
     "Tokenizer",
     "Tokens",
     "Windows",
     "pieces",
     "read_documents",
+    "read_pairs",
     "write_corpus",
 ]

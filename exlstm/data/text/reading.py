@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import json
 import unicodedata
 import zlib
 from collections import Counter
@@ -10,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from exlstm.data.text.rows import read_rows
 
 SUFFIXES = (".txt", ".md", ".rst", ".jsonl", ".parquet", ".txt.gz")
 
@@ -27,19 +28,23 @@ class Reading:
 
     counts: Counter[str] = field(default_factory=Counter)
 
-    def notes(self) -> list[str]:
+    def notes(self, noun: str = "document") -> list[str]:
         """One sentence for everything that happened at least once."""
-        texts = {
-            "empty": "{} without any text left out",
-            "repeated": "{} equal to one before left out",
-            "encoding": "{} not in UTF-8, read as Windows-1252",
-            "normalised": "{} brought to Unicode normal form C",
-        }
         return [
-            text.format(f"{n} document{'s' if n > 1 else ''}")
-            for name, text in texts.items()
+            text.format(f"{n:,} {noun}{'s' if n > 1 else ''}")
+            for name, text in _NOTES.items()
             if (n := self.counts[name])
         ]
+
+
+_NOTES = {
+    "empty": "{} without any text left out",
+    "one empty": "{} with nothing on one side left out",
+    "repeated": "{} equal to one before left out",
+    "shared": "{} for training left out, since the same source or target is in the test or validation part",
+    "encoding": "{} not in UTF-8, read as Windows-1252",
+    "normalised": "{} brought to Unicode normal form C",
+}
 
 
 def read_documents(source: str | Path, reading: Reading, *, column: str = "text") -> Iterator[Document]:
@@ -85,10 +90,8 @@ def text_files(source: str | Path) -> list[Path]:
 
 def _texts(path: Path, column: str, reading: Reading) -> Iterator[Document]:
     match path.suffix.lower():
-        case ".jsonl":
-            yield from _json_lines(path, column)
-        case ".parquet":
-            yield from _parquet(path, column)
+        case ".jsonl" | ".parquet":
+            yield from (Document(row.where, row.texts[0] or "") for row in read_rows(path, [column]))
         case ".gz":
             yield Document(str(path), _decoded(_unzipped(path), reading))
         case _:
@@ -108,35 +111,3 @@ def _decoded(data: bytes, reading: Reading) -> str:
     except UnicodeDecodeError:
         reading.counts["encoding"] += 1
         return data.decode("cp1252", "replace")
-
-
-def _json_lines(path: Path, column: str) -> Iterator[Document]:
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-            if not isinstance(record, dict) or not isinstance(record.get(column), str):
-                keys = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(f"{path} line {number} has no text in {column!r}; it has: {keys}")
-            yield Document(f"{path}:{number}", record[column])
-
-
-def _parquet(path: Path, column: str) -> Iterator[Document]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        file = ParquetFile(path)
-        if column not in file.schema_arrow.names:
-            raise ValueError(f"{path} has no column {column!r}; it has: {', '.join(file.schema_arrow.names)}")
-        row = 0
-        for batch in file.iter_batches(columns=[column]):
-            for text in batch.column(0).to_pylist():
-                row += 1
-                yield Document(f"{path}:{row}", "" if text is None else str(text))
-    except ArrowException as error:
-        raise ValueError(f"{path} is damaged or no Parquet file: {error}") from error

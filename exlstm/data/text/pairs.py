@@ -1,0 +1,159 @@
+"""Pairs of a source and a target text, as for translation: reading, splitting, batches of like lengths."""
+
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exlstm.data.text.reading import Reading
+from exlstm.data.text.rows import read_rows
+from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
+
+_WHOLE = 20  # parts of the pairs; one of them is validation and one is test
+_POOL = 50  # batches whose pairs are sorted by length together
+
+
+class Pair(NamedTuple):
+    """A text and what it is to become."""
+
+    source: str
+    target: str
+    group: str
+    """Pairs of one group are in one split, for their texts may be alike."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The splits."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    test: list[Pair]
+    notes: list[str]
+
+
+def read_pairs(
+    path: Path, *, source: str = "source", target: str = "target", group: str = "group", most: int = 2000
+) -> Pairs:
+    """The pairs of a .tsv, .jsonl or .parquet file, each in one of three splits.
+
+    Texts are brought to Unicode's normal form C and stripped. Pairs with an empty side and pairs that were there
+    before are left out. Groups (without a column for them: equal sources) go to a split together, by a checksum of
+    the group: a twentieth each to validation and test, but none more once there are `most` pairs.
+    A training pair whose source or target is also one of the test or validation pairs is left out. What was done is
+    said in `notes`.
+
+    Raises:
+        ValueError: the file cannot be read, or no pair is left for training or the test.
+    """
+    reading = Reading()
+    pairs: dict[tuple[str, str], Pair] = {}
+    for row in read_rows(path, [source, target], [group]):
+        a, b = (_clean(text or "") for text in row.texts[:2])
+        if not a or not b:
+            reading.counts["one empty"] += 1
+        elif (a, b) in pairs:
+            reading.counts["repeated"] += 1
+        else:
+            pairs[a, b] = Pair(a, b, row.texts[2] or a)
+    splits: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
+    chosen: dict[str, str] = {}
+    for pair in pairs.values():
+        if pair.group not in chosen:
+            part = {0: "test", 1: "validation"}.get(zlib.crc32(pair.group.encode()) % _WHOLE, "train")
+            chosen[pair.group] = part if part == "train" or len(splits[part]) < most else "train"
+        splits[chosen[pair.group]].append(pair)
+    held = [*splits["validation"], *splits["test"]]
+    sources, targets = {pair.source for pair in held}, {pair.target for pair in held}
+    train = [pair for pair in splits["train"] if pair.source not in sources and pair.target not in targets]
+    reading.counts["shared"] = len(splits["train"]) - len(train)
+    if not train or not splits["test"]:
+        raise ValueError(
+            f"{path} has {len(pairs)} different pairs: too few for training and test parts; give some hundreds"
+        )
+    return Pairs(train, splits["validation"], splits["test"], reading.notes("pair"))
+
+
+def _clean(text: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+class PairBatch(NamedTuple):
+    """Pairs as tokens, each at the beginning of its row."""
+
+    source: Tensor  # int64 [B, S]
+    source_mask: Tensor  # bool [B, S]
+    target: Tensor  # int64 [B, T], beginning with BOS
+    target_mask: Tensor  # bool [B, T]
+    labels: Tensor  # int64 [B, T], the token after each of the target's, EOS last; PAD where there is none
+
+    def to(self, device: torch.device) -> "PairBatch":
+        """The same on `device`."""
+        return PairBatch(*(x.to(device) for x in self))
+
+
+class TokenPairs:
+    """Pairs as tokens, cut to a largest length."""
+
+    def __init__(self, pairs: Sequence[Pair], tokenizer: Tokenizer, *, longest: int) -> None:
+        sources = tokenizer.encode_all([pair.source for pair in pairs])
+        targets = tokenizer.encode_all([pair.target for pair in pairs])
+        self.cut = sum(len(x) > longest or len(y) > longest for x, y in zip(sources, targets, strict=True))
+        """Pairs of which a side was cut."""
+        self.sources, self.targets = ([x[:longest] for x in side] for side in (sources, targets))
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def batch(self, numbers: Sequence[int]) -> PairBatch:
+        """The pairs of some numbers."""
+        source, source_mask = _padded([self.sources[n] for n in numbers])
+        target, target_mask = _padded([[BOS, *self.targets[n]] for n in numbers])
+        labels, _ = _padded([[*self.targets[n], EOS] for n in numbers])
+        return PairBatch(source, source_mask, target, target_mask, labels)
+
+    def batches_by_length(self, size: int) -> list[list[int]]:
+        """All pairs in batches of like lengths, the numbers of each."""
+        order = sorted(range(len(self)), key=lambda n: (len(self.targets[n]), len(self.sources[n]), n))
+        return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+class PairSampler:
+    """Training batches: every pair once an epoch, in batches of like lengths and random order; called with a step."""
+
+    def __init__(self, pairs: TokenPairs, *, batch: int, seed: int) -> None:
+        self._pairs, self._size, self._seed = pairs, min(batch, len(pairs)), seed
+        self._count = len(pairs) // self._size  # batches of an epoch; the rest is left for another one
+        self._last: tuple[int, list[np.ndarray]] = -1, []
+
+    def __call__(self, step: int) -> PairBatch:
+        epoch, place = divmod(step, self._count)
+        if self._last[0] != epoch:
+            self._last = epoch, self._epoch(epoch)
+        return self._pairs.batch(self._last[1][place].tolist())
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng((self._seed, epoch))
+        order = random.permutation(len(self._pairs))[: self._count * self._size]
+        batches: list[np.ndarray] = []
+        for begin in range(0, len(order), _POOL * self._size):
+            pool = order[begin : begin + _POOL * self._size].tolist()
+            pool.sort(key=lambda n: (len(self._pairs.targets[n]), len(self._pairs.sources[n])))
+            batches += np.split(np.array(pool), len(pool) // self._size)
+        return [batches[n] for n in random.permutation(len(batches))]
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    time = max(map(len, rows))
+    tokens = torch.full((len(rows), time), PAD)
+    mask = torch.zeros(len(rows), time, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        tokens[number, : len(row)] = torch.tensor([*row])
+        mask[number, : len(row)] = True
+    return tokens, mask
