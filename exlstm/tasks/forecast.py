@@ -1,9 +1,7 @@
 """The forecast task: train on series, score on their held-out end, forecast what comes next."""
 
-import shlex
-import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +18,8 @@ from exlstm.tasks.options import (
     command_line,
     restore,
 )
-from exlstm.tasks.runs import MAY_CHANGE, Run
+from exlstm.tasks.runs import Run
+from exlstm.tasks.session import INTERRUPTED, begin, require_finished, resume_command, training
 
 if TYPE_CHECKING:
     from exlstm.data.series import SeriesSet
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from exlstm.tasks.forecast_data import Split
 
 TASK = "forecast"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -93,17 +91,16 @@ def train(options: Train, prog: str) -> int:
     recipe = replace(RECIPE, steps=options.steps, minutes=options.minutes, seed=options.seed)
     forecaster = _make(options.model).to(device)
 
-    with _begin(options) as run:
+    with begin(TASK, options, {"data_digest": forecast_data.digest(options.data)}) as run:
         _introduce(run, data, split, forecast_data.name_of(file))
-        resume = f"{prog} train {TASK} --resume --out {shlex.quote(str(run.path))}"
-        try:
+        with training(run, options, prog):
             forecaster.fit(
                 data.without_last(split.steps),
                 split.horizon,
                 train=recipe,
                 out=run.path,
                 resume=options.resume,
-                resume_hint=resume,
+                resume_hint=resume_command(run, prog),
                 console=notes(),
             )
             assert forecaster.result is not None
@@ -113,13 +110,6 @@ def train(options: Train, prog: str) -> int:
             notes().print(f"trained: {forecast_report.size_of(forecaster)}; evaluating")
             cost = {"seconds": forecaster.result.seconds, "peak_bytes": forecaster.result.peak_bytes}
             _evaluate(run, data, split, forecaster, cost, prog)
-        except ValueError:
-            if not options.resume and not run.checkpoints.exists():
-                shutil.rmtree(run.path, ignore_errors=True)  # training never began, so nothing is lost
-            raise
-        except KeyboardInterrupt:
-            notes().print(f"to go on, run {resume}")
-            raise
     return 0
 
 
@@ -178,27 +168,11 @@ def _make(model: ModelOptions) -> "Forecaster":
     return forecaster
 
 
-def _begin(options: Train) -> Run:
-    """The run's folder: the one to resume, or a new one."""
-    from exlstm.tasks.forecast_data import digest
-
-    stored = {**asdict(options), "data_digest": digest(options.data)}
-    del stored["resume"]  # it says how the run goes on, not what it is
-    if not options.resume:
-        return Run.create(TASK, stored, out=options.out)
-    assert options.out is not None, "the command line names the folder to resume"
-    return Run.resume(options.out, TASK, stored, may_change={*MAY_CHANGE, "device"})
-
-
 def _load(run: Run, device: str, prog: str) -> "Forecaster":
     from exlstm.models.forecaster import Forecaster
     from exlstm.tasks.device import pick_device
 
-    if not (run.path / "scores.json").is_file():
-        raise ValueError(
-            f"the run in {run.path} was not finished; "
-            f"{prog} train {TASK} --resume --out {shlex.quote(str(run.path))} goes on with it"
-        )
+    require_finished(run, prog)
     return Forecaster.from_pretrained(run.model, device=pick_device(device))
 
 

@@ -1,7 +1,6 @@
 """The language modelling task: train on text, score on held-out text, write more of it."""
 
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from exlstm.tasks.options import (
     command_line,
     restore,
 )
-from exlstm.tasks.runs import MAY_CHANGE, Run
+from exlstm.tasks.runs import Run
+from exlstm.tasks.session import INTERRUPTED, begin, require_finished, resume_command, training
 
 if TYPE_CHECKING:
     from exlstm.data.text import Tokenizer
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from exlstm.tasks.lm_data import Corpus
 
 TASK = "lm"
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -116,37 +115,28 @@ def train(options: Train, prog: str) -> int:
         lr=options.lr,
         precision=options.precision,
     )
-    with _begin(options) as run:
-        resume = f"{prog} train {TASK} --resume --out {shlex.quote(str(run.path))}"
-        try:
-            corpus = lm_data.prepare(options, run.path)
-            _introduce(run, corpus)
-            model = _make(options, corpus.tokenizer).to(device)
-            result = language_training.fit(
-                model,
-                corpus.train,
-                corpus.validation,
-                batch=options.batch,
-                time=options.length,
-                train=recipe,
-                out=run.path,
-                resume=options.resume,
-                resume_hint=resume,
-                console=notes(),
-            )
-            if result.interrupted:
-                return INTERRUPTED
-            model.save_pretrained(run.model)
-            corpus.tokenizer.save(run.model)
-            notes().print(f"trained: {size_of(model)}; evaluating")
-            _evaluate(run, corpus, model, {"seconds": result.seconds, "peak_bytes": result.peak_bytes}, prog)
-        except ValueError:
-            if not options.resume and not run.checkpoints.exists():
-                shutil.rmtree(run.path, ignore_errors=True)  # training never began, so nothing is lost
-            raise
-        except KeyboardInterrupt:
-            notes().print(f"to go on, run {resume}")
-            raise
+    with begin(TASK, options) as run, training(run, options, prog):
+        corpus = lm_data.prepare(options, run.path)
+        _introduce(run, corpus)
+        model = _make(options, corpus.tokenizer).to(device)
+        result = language_training.fit(
+            model,
+            corpus.train,
+            corpus.validation,
+            batch=options.batch,
+            time=options.length,
+            train=recipe,
+            out=run.path,
+            resume=options.resume,
+            resume_hint=resume_command(run, prog),
+            console=notes(),
+        )
+        if result.interrupted:
+            return INTERRUPTED
+        model.save_pretrained(run.model)
+        corpus.tokenizer.save(run.model)
+        notes().print(f"trained: {size_of(model)}; evaluating")
+        _evaluate(run, corpus, model, {"seconds": result.seconds, "peak_bytes": result.peak_bytes}, prog)
     return 0
 
 
@@ -218,11 +208,7 @@ def load(run: Run, device: str, prog: str) -> "tuple[LanguageModel, Tokenizer]":
     from exlstm.models import LanguageModel
     from exlstm.tasks.device import pick_device
 
-    if not (run.path / "scores.json").is_file():
-        raise ValueError(
-            f"the run in {run.path} was not finished; "
-            f"{prog} train {TASK} --resume --out {shlex.quote(str(run.path))} goes on with it"
-        )
+    require_finished(run, prog)
     return LanguageModel.from_pretrained(run.model, device=pick_device(device)), Tokenizer.load(run.model)
 
 
@@ -241,16 +227,6 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "LanguageModel":
             style=options.style,
             dropout=options.dropout,
         )
-
-
-def _begin(options: Train) -> Run:
-    """The run's folder: the one to resume, or a new one."""
-    stored = asdict(options)
-    del stored["resume"]  # it says how the run goes on, not what it is
-    if not options.resume:
-        return Run.create(TASK, stored, out=options.out)
-    assert options.out is not None, "the command line names the folder to resume"
-    return Run.resume(options.out, TASK, stored, may_change={*MAY_CHANGE, "device"})
 
 
 def _introduce(run: Run, corpus: "Corpus") -> None:
