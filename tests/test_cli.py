@@ -53,10 +53,10 @@ def folders(tmp_path, monkeypatch) -> Path:
         ("help", "exlstm has no command 'help'; did you mean exlstm --help?"),
         ("--hep", "exlstm has no option '--hep'; did you mean exlstm --help?"),
         ("zzz", "exlstm has no command 'zzz'; exlstm --help lists what there is"),
-        ("train", "exlstm train needs a task, one of: forecast, lm"),
-        ("train --data x.csv", "exlstm train needs a task before its options, one of: forecast, lm"),
+        ("train", "exlstm train needs a task, one of: forecast, lm, translate"),
+        ("train --data x.csv", "exlstm train needs a task before its options, one of: forecast, lm, translate"),
         ("train forcast", "there is no task 'forcast'; did you mean exlstm train forecast?"),
-        ("train juggle", "there is no task 'juggle'; expected one of: forecast, lm"),
+        ("train juggle", "there is no task 'juggle'; expected one of: forecast, lm, translate"),
         ("train forecast --horizn 3", "exlstm train forecast has no option --horizn; did you mean --horizon?"),
         (
             "train forecast data.csv",

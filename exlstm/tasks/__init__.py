@@ -16,5 +16,6 @@ task, write its module and add its line here.
 TASKS = {
     "forecast": "forecast time series, with quantiles",
     "lm": "model and write text",
+    "translate": "translate texts",
 }
 """Name of the task, which is that of its module in this package, and what it does."""

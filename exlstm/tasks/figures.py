@@ -7,6 +7,7 @@ them side by side where there is room.
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def _svg(figure: "Figure", caption: str, description: str) -> str:
     import matplotlib
 
     # Two figures on one page must not share ids; the salt makes them different, and the same on every run.
-    with matplotlib.rc_context({"svg.hashsalt": caption + description}):
+    with matplotlib.rc_context({"svg.hashsalt": caption + description}), warnings.catch_warnings():
+        # Letters that matplotlib's own font lacks: they stay text, which the reader's browser has fonts for.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -1,0 +1,115 @@
+"""The report of a translation run: what it says and shows, from its evaluation."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exlstm.data.text import Pairs
+from exlstm.tasks.figures import MODEL, Picture, axes, loss_curve, picture
+from exlstm.tasks.report import Number, Report, Section, Table
+from exlstm.tasks.report_facts import configuration, footer, plural
+from exlstm.tasks.runs import Run
+from exlstm.tasks.translate_evaluation import Evaluation, Reads
+
+METRICS = ("BLEU", "chrF")
+COLUMNS = ["", *METRICS]
+_SHOWN = 12
+
+
+def score_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+    """The model's and the baselines' scores as rows of text; `scores` is as in `scores.json`."""
+    everyone = {"model": scores["model"], **scores["baselines"]}
+    return [[name, *(f"{values[metric]:.1f}" for metric in METRICS)] for name, values in everyone.items()]
+
+
+def make_report(
+    evaluation: Evaluation,
+    pairs: Pairs,
+    *,
+    run: Run,
+    model: str,
+    scores: Mapping[str, Any],
+    history: Sequence[dict[str, Any]],
+    command: Sequence[str],
+) -> Report:
+    """The report on a run that was evaluated on the test part of `pairs`."""
+    ours = evaluation.scores
+    examples = evaluation.table.sample(min(_SHOWN, len(evaluation.table)), random_state=0).sort_index()
+    pictures = [by_length(evaluation), loss_curve(history)]
+    if evaluation.reads is not None:
+        pictures.append(read_map(evaluation.reads, evaluation))
+    return Report(
+        kicker="exlstm train translate",
+        title="A translator",
+        headline=(
+            f"BLEU {ours['BLEU']:.1f} and chrF {ours['chrF']:.1f} on {plural(len(pairs.test), 'text')} that the model "
+            f"had not seen; the sources themselves would score {evaluation.baselines['source copied']['BLEU']:.1f}."
+        ),
+        numbers=[
+            Number(f"{ours['BLEU']:.1f}", "BLEU", evaluation.signatures["BLEU"].split("|")[-1]),
+            Number(f"{ours['chrF']:.1f}", "chrF"),
+            Number(f"{len(pairs.train):,}", "pairs to learn from"),
+        ],
+        sections=[
+            Section(
+                "Scores",
+                table=Table(COLUMNS, score_rows(scores), frozenset({(0, 1), (0, 2)}), "Higher is better."),
+                facts=evaluation.signatures,
+            ),
+            Section("How it learns, and where it is good", pictures=pictures),
+            Section(
+                "Some translations, chosen at random",
+                table=Table(
+                    ["source", "translation", "as it should be"],
+                    examples[["source", "translation", "target"]].astype(str).to_numpy().tolist(),
+                ),
+            ),
+            Section("Data", notes=pairs.notes, facts={n: f"{len(getattr(pairs, n)):,} pairs" for n in _SPLITS}),
+            Section("Configuration", facts={"model": model, **configuration(run)}, command=shlex.join(command)),
+        ],
+        footer=footer(run, scores),
+    )
+
+
+_SPLITS = ("train", "validation", "test")
+
+
+def by_length(evaluation: Evaluation) -> Picture:
+    """BLEU over the length of the source."""
+    parts = evaluation.by_length
+    names = [f"{part['from']}–{part['to']}" for part in parts]
+    with axes() as drawn:
+        bars = drawn.bar(names, [part["BLEU"] for part in parts], color=MODEL, width=0.7)
+        drawn.bar_label(bars, [f"{part['pairs']:,} texts" for part in parts], fontsize=8, padding=2)
+        drawn.set_xlabel("words of the source")
+        drawn.set_ylabel("BLEU")
+        drawn.grid(False, axis="x")
+        return picture(
+            drawn,
+            "BLEU by the length of the source.",
+            description="Bar chart: "
+            + ", ".join(f"{part['BLEU']:.1f} at {name} words" for part, name in zip(parts, names, strict=True)),
+        )
+
+
+def read_map(reads: Reads, evaluation: Evaluation) -> Picture:
+    """What was read of the source for every token written."""
+    with axes(wide=True) as drawn:
+        drawn.imshow(reads.weights.numpy(), aspect="auto", cmap="Greys", vmin=0, interpolation="nearest")
+        drawn.set_xticks(range(len(reads.source)), [_visible(x) for x in reads.source], rotation=60, ha="right")
+        drawn.set_yticks(range(len(reads.written)), [_visible(x) for x in reads.written])
+        drawn.tick_params(labelsize=7)
+        drawn.grid(False)
+        return picture(
+            drawn,
+            "What the last block reads of the source (across) while it writes (down): the weights of the memory's "
+            "leaves, or of attention, over heads.",
+            description="Heat map of what is read of the source for each token written.",
+            wide=True,
+        )
+
+
+def _visible(piece: str) -> str:
+    """A token as a label: spaces are seen, and what cannot be printed is replaced."""
+    shown = "".join(x if x.isprintable() else "\ufffd" for x in piece)
+    return shown.replace(" ", "·").replace("$", r"\$") or "·"
