@@ -20,7 +20,7 @@ def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for name, value in options.items():
         if isinstance(value, Mapping):
             facts |= flat(value, f"{prefix}{name}.")
-        elif value is not None and value != [] and value is not False:
+        elif value not in (None, [], "") and value is not False:
             facts[prefix + name.replace("_", " ")] = _as_text(value)
     return facts
 

@@ -59,10 +59,10 @@ def make_report(
             Section("How it learns, and where it is good", pictures=pictures),
             Section(
                 "Some translations, chosen at random",
-                table=Table(
-                    ["source", "translation", "as it should be"],
-                    examples[["source", "translation", "target"]].astype(str).to_numpy().tolist(),
-                ),
+                notes=[
+                    f"{source} → {found or '(nothing)'}{'' if found == target else f' (as it should be: {target})'}"
+                    for source, target, found in examples.astype(str).to_numpy().tolist()
+                ],
             ),
             Section("Data", notes=pairs.notes, facts={n: f"{len(getattr(pairs, n)):,} pairs" for n in _SPLITS}),
             Section("Configuration", facts={"model": model, **configuration(run)}, command=shlex.join(command)),
