@@ -1,74 +1,97 @@
 // The sLSTM recurrence, forward and backward (exlstm/ops/slstm.py has the formulas).
 //
-// A task is one head and a tile of ROWS batch rows, and walks over the whole sequence by itself: rows and heads do not
-// see each other, so tasks never wait. Within a step, the product of h_{t-1} with the recurrent weights is
-// register-blocked over the rows of the tile and the four gates of LANES cells, so that the cell's update follows on
-// the same registers. Weights are packed for that order: all loads are consecutive.
+// A task is one head and a tile of batch rows, and walks over the whole sequence by itself: rows and heads do not see
+// each other, so tasks never wait. Within a step, the product of h_{t-1} with the recurrent weights is register-blocked
+// over the rows of the tile and the four gates of LANES cells, so that the cell's update follows on the same registers.
+// Weights are packed for that order: all loads are consecutive.
+//
+// For the backward the forward keeps only the states before every segment of steps. The backward runs a segment again
+// in the cache, which takes less time than to write and read all gates and states of a long sequence in memory. From
+// the same segment it adds up the gradient of the recurrent weights.
 
-#include "simd.h"
+#include "product.h"
 
 namespace {
 
+enum { C, N, M, H };  // the planes of a state, [4, tile, padded D]
+
 struct Shape {
-  int64_t batch, time, heads, width;
+  int64_t batch, time, heads, width, segment;  // segment: steps from one kept state to the next
   int64_t tiles() const { return (width + LANES - 1) / LANES; }
   int64_t padded() const { return tiles() * LANES; }
-  // Into tensors [B, T, planes, H, D].
+  int64_t segments() const { return (time + segment - 1) / segment; }
+  // Into tensors [B, T, planes, H, D] and [.., B, 4, H, D].
   int64_t at(int64_t b, int64_t t, int64_t planes, int64_t plane, int64_t h) const {
     return (((b * time + t) * planes + plane) * heads + h) * width;
   }
+  int64_t state(int64_t b, int64_t plane, int64_t h) const { return ((b * 4 + plane) * heads + h) * width; }
   int lanes(int64_t tile) const { return int(tile + 1 < tiles() ? LANES : width - tile * LANES); }
 };
 
+// The recurrence of a head and TILE rows from row b0 on.
 template <class In>
-struct Forward {
+struct Steps {
   Shape shape;
-  const In* x;            // [B, T, 4, H, D]
-  const REAL* packed;     // [H, tiles, D, 4, LANES]
-  const REAL* initial;    // [B, 4, H, D]: c, n, m, h
+  const In* x;               // [B, T, 4, H, D]
+  const REAL* packed;        // [H, tiles, D, 4, LANES]
   const bool *mask, *reset;  // [B, T], or null
-  In* out;                // [B, T, H, D]
-  REAL* final;            // [B, 4, H, D]
-  REAL *gates, *states;   // [B, T, 4, H, D] for the backward, or null
 
-  template <int ROWS, int UNROLL>
-  void tile(int64_t h, int64_t b0) const {
-    const int64_t width = shape.width, padded = shape.padded(), plane = ROWS * padded;
-    std::vector<REAL> buffer(5 * plane);  // c, n, m, h and the next h, each [ROWS, padded]
-    REAL *c = buffer.data(), *n = c + plane, *m = n + plane, *hidden = m + plane, *next = hidden + plane;
-    REAL* parts[4] = {c, n, m, hidden};
-    for (int r = 0; r < ROWS; r++)
-      for (int s = 0; s < 4; s++)
-        std::memcpy(parts[s] + r * padded, initial + (((b0 + r) * 4 + s) * shape.heads + h) * width, width * sizeof(REAL));
-    for (int64_t t = 0; t < shape.time; t++) {
-      if (reset)
-        for (int r = 0; r < ROWS; r++)
-          if (reset[(b0 + r) * shape.time + t])
-            for (REAL* part : {c, n, m, hidden}) std::memset(part + r * padded, 0, padded * sizeof(REAL));
-      for (int64_t j = 0; j < shape.tiles(); j++) {
-        const REAL* w = packed + (h * shape.tiles() + j) * width * 4 * LANES;
-        Vec sums[UNROLL][ROWS][4] = {};
-        int64_t k = 0;
-        for (; k + UNROLL <= width; k += UNROLL)
-          for (int u = 0; u < UNROLL; u++) accumulate<ROWS>(sums[u], hidden + k + u, padded, w + (k + u) * 4 * LANES);
-        for (; k < width; k++) accumulate<ROWS>(sums[0], hidden + k, padded, w + k * 4 * LANES);
-        for (int u = 1; u < UNROLL; u++)
-          for (int r = 0; r < ROWS; r++)
-            for (int g = 0; g < 4; g++) sums[0][r][g] += sums[u][r][g];
-        for (int r = 0; r < ROWS; r++) cell(h, b0 + r, t, j, sums[0][r], r * padded + j * LANES, c, n, m, hidden, next);
-      }
-      std::swap(hidden, next);
-    }
-    parts[3] = hidden;
-    for (int r = 0; r < ROWS; r++)
-      for (int s = 0; s < 4; s++)
-        std::memcpy(final + (((b0 + r) * 4 + s) * shape.heads + h) * width, parts[s] + r * padded, width * sizeof(REAL));
+  enum { KEEP, WRITE, Z, O, THROUGH_F, SHARE, SAVED };  // what the backward of a step needs, [SAVED, tile, padded D]
+
+  template <int TILE>
+  void enter(int64_t h, int64_t b0, const REAL* state, REAL* to) const {
+    for (int s = 0; s < 4; s++)
+      for (int r = 0; r < TILE; r++)
+        std::memcpy(to + (s * TILE + r) * shape.padded(), state + shape.state(b0 + r, s, h),
+                    shape.width * sizeof(REAL));
+  }
+  template <int TILE>
+  void leave(int64_t h, int64_t b0, const REAL* state, REAL* to) const {
+    for (int s = 0; s < 4; s++)
+      for (int r = 0; r < TILE; r++)
+        std::memcpy(to + shape.state(b0 + r, s, h), state + (s * TILE + r) * shape.padded(),
+                    shape.width * sizeof(REAL));
   }
 
-  template <int ROWS>
-  static inline void accumulate(Vec (&sums)[ROWS][4], const REAL* hidden, int64_t stride, const REAL* w) {
+  bool masked(int64_t b, int64_t t) const { return mask && !mask[b * shape.time + t]; }
+  bool emptied(int64_t b, int64_t t) const { return reset && reset[b * shape.time + t]; }
+
+  // What the step reads of the state's h [TILE, padded D]: 0 where the state is emptied.
+  template <int TILE>
+  void hidden(int64_t b0, int64_t t, const REAL* before, REAL* to) const {
+    for (int r = 0; r < TILE; r++)
+      if (emptied(b0 + r, t))
+        std::memset(to + r * shape.padded(), 0, shape.padded() * sizeof(REAL));
+      else
+        std::memcpy(to + r * shape.padded(), before + (H * TILE + r) * shape.padded(), shape.padded() * sizeof(REAL));
+  }
+
+  // The state after step t; h goes to `out`, if not null, and what the backward needs to `saved`, if not null.
+  template <int TILE, int UNROLL>
+  void step(int64_t h, int64_t b0, int64_t t, const REAL* before, const REAL* hidden, REAL* after, In* out,
+            REAL* saved) const {
+    const int64_t width = shape.width, padded = shape.padded();
+    for (int64_t j = 0; j < shape.tiles(); j++) {
+      const REAL* w = packed + (h * shape.tiles() + j) * width * 4 * LANES;
+      Vec sums[UNROLL][TILE][4] = {};
+      int64_t k = 0;
+      for (; k + UNROLL <= width; k += UNROLL)
+        for (int u = 0; u < UNROLL; u++) accumulate<TILE>(sums[u], hidden + k + u, padded, w + (k + u) * 4 * LANES);
+      for (; k < width; k++) accumulate<TILE>(sums[0], hidden + k, padded, w + k * 4 * LANES);
+      for (int u = 1; u < UNROLL; u++)
+        for (int r = 0; r < TILE; r++)
+          for (int g = 0; g < 4; g++) sums[0][r][g] += sums[u][r][g];
+      for (int r = 0; r < TILE; r++) {
+        const int64_t at = r * padded + j * LANES;
+        cell(h, b0 + r, t, j, sums[0][r], TILE * padded, before + at, after + at, out, saved ? saved + at : nullptr);
+      }
+    }
+  }
+
+  template <int TILE>
+  static inline void accumulate(Vec (&sums)[TILE][4], const REAL* hidden, int64_t stride, const REAL* w) {
     const Vec w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < TILE; r++) {
       const REAL value = hidden[r * stride];
       sums[r][0] += value * w0;
       sums[r][1] += value * w1;
@@ -77,182 +100,213 @@ struct Forward {
     }
   }
 
-  inline void cell(int64_t h, int64_t b, int64_t t, int64_t j, const Vec* sums, int64_t at, REAL* c, REAL* n, REAL* m,
-                   const REAL* hidden, REAL* next) const {
+  inline void cell(int64_t h, int64_t b, int64_t t, int64_t j, const Vec* sums, int64_t plane, const REAL* before,
+                   REAL* after, In* out, REAL* saved) const {
     const int lanes = shape.lanes(j);
-    if (mask && !mask[b * shape.time + t]) {
-      store(next + at, load(hidden + at));
-      store(out + shape.at(b, t, 1, 0, h) + j * LANES, Vec{}, lanes);
-    } else {
-      Vec g[4];
-      for (int s = 0; s < 4; s++) {
-        g[s] = sums[s] + load(x + shape.at(b, t, 4, s, h) + j * LANES, lanes);
-        if (gates) store(gates + shape.at(b, t, 4, s, h) + j * LANES, g[s], lanes);
-      }
-      const Vec before_n = load(n + at), kept = logsigmoid(g[1]) + load(m + at);
-      const auto empty = before_n == 0;
-      const Vec m_new = empty ? g[0] : larger(kept, g[0]);
-      const Vec keep = empty ? Vec{} : exp(kept - m_new), write = exp(g[0] - m_new);
-      const Vec c_new = keep * load(c + at) + write * tanh(g[2]), n_new = keep * before_n + write;
-      const Vec h_new = sigmoid(g[3]) * c_new / n_new;
-      store(c + at, c_new);
-      store(n + at, n_new);
-      store(m + at, m_new);
-      store(next + at, h_new);
-      store(out + shape.at(b, t, 1, 0, h) + j * LANES, h_new, lanes);
+    const bool fresh = emptied(b, t);
+    In* to = out ? out + shape.at(b, t, 1, 0, h) + j * LANES : nullptr;
+    if (masked(b, t)) {
+      for (int s = 0; s < 4; s++) store(after + s * plane, fresh ? Vec{} : load(before + s * plane));
+      if (to) store(to, Vec{}, lanes);
+      return;
     }
-    if (states) {
-      const Vec now[4] = {load(c + at), load(n + at), load(m + at), load(next + at)};
-      for (int s = 0; s < 4; s++) store(states + shape.at(b, t, 4, s, h) + j * LANES, now[s], lanes);
+    Vec g[4];
+    for (int s = 0; s < 4; s++) g[s] = sums[s] + load(x + shape.at(b, t, 4, s, h) + j * LANES, lanes);
+    const Vec n_before = fresh ? Vec{} : load(before + N * plane), kept = logsigmoid(g[1]) + load(before + M * plane);
+    const auto empty = n_before == 0;
+    const Vec m = empty ? g[0] : larger(kept, g[0]);
+    const Vec keep = empty ? Vec{} : exp(kept - m), write = exp(g[0] - m), z = tanh(g[2]), o = sigmoid(g[3]);
+    const Vec c = keep * load(before + C * plane) + write * z, n = keep * n_before + write, hidden = o * c / n;
+    store(after + C * plane, c);
+    store(after + N * plane, n);
+    store(after + M * plane, m);
+    store(after + H * plane, hidden);
+    if (to) store(to, hidden, lanes);
+    if (!saved) return;
+    // m is the larger of the two (half each where equal, as in torch.maximum), and i on an empty state.
+    const Vec share = empty ? Vec{} : (kept > g[0] ? all(1) : (kept == g[0] ? all(0.5) : Vec{}));
+    const Vec all_saved[SAVED] = {keep, write, z, o, sigmoid(-g[1]), share};
+    for (int s = 0; s < SAVED; s++) store(saved + s * plane, all_saved[s]);
+  }
+};
+
+template <class In>
+struct Forward {
+  Steps<In> steps;
+  const REAL* initial;  // [B, 4, H, D]
+  In* out;              // [B, T, H, D]
+  REAL *final, *kept;   // [B, 4, H, D], and [segments, B, 4, H, D] for the backward, or null
+
+  template <int TILE, int UNROLL>
+  void tile(int64_t h, int64_t b0) const {
+    const Shape& shape = steps.shape;
+    const int64_t plane = TILE * shape.padded();
+    std::vector<REAL> buffer(9 * plane);  // the states before and after a step, and the former's h as the step reads it
+    REAL *before = buffer.data(), *after = before + 4 * plane, *hidden = after + 4 * plane;
+    steps.template enter<TILE>(h, b0, initial, before);
+    for (int64_t t = 0; t < shape.time; t++) {
+      if (kept && t % shape.segment == 0)
+        steps.template leave<TILE>(h, b0, before, kept + t / shape.segment * shape.state(shape.batch, 0, 0));
+      if (steps.reset) steps.template hidden<TILE>(b0, t, before, hidden);
+      const REAL* read = steps.reset ? hidden : before + H * plane;
+      steps.template step<TILE, UNROLL>(h, b0, t, before, read, after, out, nullptr);
+      std::swap(before, after);
     }
+    steps.template leave<TILE>(h, b0, before, final);
   }
 };
 
 template <class In>
 struct Backward {
-  Shape shape;
-  const REAL *gates, *states;  // [B, T, 4, H, D], of the forward
-  const REAL* packed;          // [H, tiles, 4, padded D, LANES]
-  const REAL* initial;         // [B, 4, H, D]
-  const bool *mask, *reset;
-  const In* grad_out;          // [B, T, H, D]
-  const REAL* grad_final;      // [B, 4, H, D]
-  REAL* grad_gates;            // [B, T, 4, H, D]
-  REAL* grad_initial;          // [B, 4, H, D]
+  Steps<In> steps;
+  const REAL* kept;        // [segments, B, 4, H, D], of the forward
+  const REAL* transposed;  // [H, tiles, 4, padded D, LANES]
+  const In* grad_out;      // [B, T, H, D]
+  const REAL* grad_final;  // [B, 4, H, D]
+  In* grad_x;              // [B, T, 4, H, D]
+  REAL* grad_initial;      // [B, 4, H, D]
+  REAL* grad_r;            // [H, parts, padded_rows(D), 4, padded D], 0 at first; a part has tiles of rows of its own
+  int64_t parts;
 
-  template <int ROWS, int UNROLL>
-  void tile(int64_t h, int64_t b0) const {
-    const int64_t width = shape.width, padded = shape.padded(), plane = ROWS * padded;
-    std::vector<REAL> buffer(8 * plane);  // gradients of c, n, m, h [ROWS, padded] each, of the gates [ROWS, 4, padded]
-    REAL *grad = buffer.data(), *grad_g = grad + 4 * plane;
-    for (int r = 0; r < ROWS; r++)
-      for (int s = 0; s < 4; s++)
-        std::memcpy(grad + s * plane + r * padded, grad_final + (((b0 + r) * 4 + s) * shape.heads + h) * width,
-                    width * sizeof(REAL));
-    for (int64_t t = shape.time - 1; t >= 0; t--) {
-      for (int r = 0; r < ROWS; r++)
-        for (int64_t j = 0; j < shape.tiles(); j++)
-          cell(h, b0 + r, t, j, grad + r * padded + j * LANES, plane, grad_g + r * 4 * padded + j * LANES);
-      REAL* grad_h = grad + 3 * plane;
-      int64_t j = 0;
-      for (; j + 4 <= shape.tiles(); j += 4) through_weights<ROWS, 4>(h, j, grad_g, grad_h);
-      for (; j < shape.tiles(); j++) through_weights<ROWS, 1>(h, j, grad_g, grad_h);
-      if (reset)
-        for (int r = 0; r < ROWS; r++)
-          if (reset[(b0 + r) * shape.time + t])
-            for (int s = 0; s < 4; s++) std::memset(grad + s * plane + r * padded, 0, padded * sizeof(REAL));
+  using S = Steps<In>;
+
+  template <int TILE, int UNROLL>
+  void tile(int64_t h, int64_t b0, int64_t part) const {
+    const Shape& shape = steps.shape;
+    const int64_t width = shape.width, padded = shape.padded(), plane = TILE * padded, segment = shape.segment;
+    // Of a segment: the states before and after its steps, h as they read it, what they save, gradients of their gates.
+    std::vector<REAL> buffer((4 * (segment + 1) + (1 + S::SAVED + 4) * segment + 4) * plane + ROWS);
+    REAL *states = buffer.data(), *saved = states + 4 * (segment + 1) * plane;
+    REAL *grad = saved + S::SAVED * segment * plane;
+    REAL *grad_g = grad + 4 * plane, *hidden = grad_g + 4 * segment * plane;
+    steps.template enter<TILE>(h, b0, grad_final, grad);
+    for (int64_t s = shape.segments() - 1; s >= 0; s--) {
+      const int64_t first = s * segment, count = std::min(segment, shape.time - first);
+      steps.template enter<TILE>(h, b0, kept + s * shape.state(shape.batch, 0, 0), states);
+      for (int64_t i = 0; i < count; i++) {
+        const REAL* before = states + 4 * i * plane;
+        steps.template hidden<TILE>(b0, first + i, before, hidden + i * plane);
+        steps.template step<TILE, UNROLL>(h, b0, first + i, before, hidden + i * plane, states + 4 * (i + 1) * plane,
+                                          nullptr, saved + S::SAVED * i * plane);
+      }
+      for (int64_t i = count - 1; i >= 0; i--) {
+        REAL* grad_now = grad_g + 4 * i * plane;
+        for (int r = 0; r < TILE; r++)
+          for (int64_t j = 0; j < shape.tiles(); j++) {
+            const int64_t at = r * padded + j * LANES;
+            cell(h, b0 + r, first + i, j, plane, states + 4 * i * plane + at, saved + S::SAVED * i * plane + at,
+                 grad + at, grad_now + r * 4 * padded + j * LANES);
+          }
+        REAL* grad_h = grad + H * plane;
+        int64_t j = 0;
+        for (; j + 4 <= shape.tiles(); j += 4) through_weights<TILE, 4>(h, j, grad_now, grad_h);
+        for (; j < shape.tiles(); j++) through_weights<TILE, 1>(h, j, grad_now, grad_h);
+        for (int r = 0; r < TILE; r++)
+          if (steps.emptied(b0 + r, first + i))
+            for (int p = 0; p < 4; p++) std::memset(grad + (p * TILE + r) * padded, 0, padded * sizeof(REAL));
+      }
+      product(ALL, width, 4 * padded, count * TILE, hidden, 1, padded, grad_g, 4 * padded,
+              grad_r + (h * parts + part) * padded_rows(width) * 4 * padded, 4 * padded, {1});
     }
-    for (int r = 0; r < ROWS; r++)
-      for (int s = 0; s < 4; s++)
-        std::memcpy(grad_initial + (((b0 + r) * 4 + s) * shape.heads + h) * width, grad + s * plane + r * padded,
-                    width * sizeof(REAL));
+    steps.template leave<TILE>(h, b0, grad, grad_initial);
   }
 
   // grad_h += grad_g R^T for TILES * LANES of the cells.
-  template <int ROWS, int TILES>
+  template <int TILE, int TILES>
   void through_weights(int64_t h, int64_t j, const REAL* grad_g, REAL* grad_h) const {
-    const int64_t depth = 4 * shape.padded();
-    const REAL* w = packed + (h * shape.tiles() + j) * depth * LANES;
-    Vec sums[ROWS][TILES] = {};
+    const int64_t padded = steps.shape.padded(), depth = 4 * padded;
+    const REAL* w = transposed + (h * steps.shape.tiles() + j) * depth * LANES;
+    Vec sums[TILE][TILES] = {};
     for (int64_t k = 0; k < depth; k++) {
       Vec weights[TILES];
       for (int i = 0; i < TILES; i++) weights[i] = load(w + (i * depth + k) * LANES);
-      for (int r = 0; r < ROWS; r++) {
+      for (int r = 0; r < TILE; r++) {
         const REAL value = grad_g[r * depth + k];
         for (int i = 0; i < TILES; i++) sums[r][i] += value * weights[i];
       }
     }
-    for (int r = 0; r < ROWS; r++)
+    for (int r = 0; r < TILE; r++)
       for (int i = 0; i < TILES; i++) {
-        REAL* p = grad_h + r * shape.padded() + (j + i) * LANES;
+        REAL* p = grad_h + r * padded + (j + i) * LANES;
         store(p, load(p) + sums[r][i]);
       }
   }
 
   // The gradients of the gates and, but for the part through the gates, of the state before; `grad` is of that after.
-  inline void cell(int64_t h, int64_t b, int64_t t, int64_t j, REAL* grad, int64_t plane, REAL* grad_g) const {
-    const int64_t padded = shape.padded();
+  inline void cell(int64_t h, int64_t b, int64_t t, int64_t j, int64_t plane, const REAL* before, const REAL* saved,
+                   REAL* grad, REAL* grad_g) const {
+    const Shape& shape = steps.shape;
     const int lanes = shape.lanes(j);
-    REAL* saved = grad_gates + shape.at(b, t, 4, 0, h) + j * LANES;
-    const int64_t gate = shape.heads * shape.width;
-    if (mask && !mask[b * shape.time + t]) {
-      for (int s = 0; s < 4; s++) {
-        store(grad_g + s * padded, Vec{});
-        store(saved + s * gate, Vec{}, lanes);
-      }
-      return;
+    Vec d[4] = {};
+    if (!steps.masked(b, t)) {
+      const REAL* after = before + 4 * plane;
+      const Vec n = load(after + N * plane), hidden = load(after + H * plane), keep = load(saved + S::KEEP * plane),
+                write = load(saved + S::WRITE * plane), z = load(saved + S::Z * plane), o = load(saved + S::O * plane),
+                share = load(saved + S::SHARE * plane);
+      const Vec dh = load(grad + H * plane) + load(grad_out + shape.at(b, t, 1, 0, h) + j * LANES, lanes);
+      const Vec through = dh / n, dc = load(grad + C * plane) + through * o;
+      const Vec dn = load(grad + N * plane) - through * hidden;
+      // On an empty state keep is 0, whatever is left of the state before it was emptied.
+      Vec d_keep = (dc * load(before + C * plane) + dn * load(before + N * plane)) * keep;
+      Vec d_write = (dc * z + dn) * write;
+      const Vec dm = load(grad + M * plane) - d_keep - d_write;
+      d_keep += dm * share;
+      d_write += dm * ((REAL)1 - share);
+      d[0] = d_write;
+      d[1] = d_keep * load(saved + S::THROUGH_F * plane);
+      d[2] = dc * write * ((REAL)1 - z * z);
+      d[3] = dh * hidden * ((REAL)1 - o);
+      store(grad + C * plane, dc * keep);
+      store(grad + N * plane, dn * keep);
+      store(grad + M * plane, d_keep);
+      store(grad + H * plane, Vec{});
     }
-    Vec g[4], now[4], before[3] = {};
     for (int s = 0; s < 4; s++) {
-      g[s] = load(gates + shape.at(b, t, 4, s, h) + j * LANES, lanes);
-      now[s] = load(states + shape.at(b, t, 4, s, h) + j * LANES, lanes);
+      store(grad_g + s * shape.padded(), d[s]);
+      store(grad_x + shape.at(b, t, 4, s, h) + j * LANES, d[s], lanes);
     }
-    if (!(reset && reset[b * shape.time + t]))
-      for (int s = 0; s < 3; s++)
-        before[s] = t ? load(states + shape.at(b, t - 1, 4, s, h) + j * LANES, lanes)
-                      : load(initial + ((b * 4 + s) * shape.heads + h) * shape.width + j * LANES, lanes);
-    if (lanes < LANES)  // no division by the 0 of lanes that are not there
-      for (int i = lanes; i < LANES; i++) now[1][i] = 1;
-    const Vec kept = logsigmoid(g[1]) + before[2], tanh_z = tanh(g[2]), sigmoid_o = sigmoid(g[3]);
-    const auto empty = before[1] == 0;
-    Vec keep = empty ? Vec{} : exp(kept - now[2]), write = exp(g[0] - now[2]);
-
-    const Vec dh = load(grad + 3 * plane) + load(grad_out + shape.at(b, t, 1, 0, h) + j * LANES, lanes);
-    const Vec dc = load(grad) + dh * sigmoid_o / now[1], dn = load(grad + plane) - dh * now[3] / now[1];
-    Vec d_keep = (dc * before[0] + dn * before[1]) * keep, d_write = (dc * tanh_z + dn) * write;
-    const Vec dm = load(grad + 2 * plane) - d_keep - d_write;
-    // m is the larger of the two (half each where equal, as in torch.maximum), and i on an empty state.
-    const Vec share = empty ? Vec{} : (kept > g[0] ? all(1) : (kept == g[0] ? all(0.5) : Vec{}));
-    d_keep += dm * share;
-    d_write += dm * ((REAL)1 - share);
-    const Vec d[4] = {d_write, d_keep * sigmoid(-g[1]), dc * write * ((REAL)1 - tanh_z * tanh_z),
-                      dh * now[3] * ((REAL)1 - sigmoid_o)};
-    for (int s = 0; s < 4; s++) {
-      store(grad_g + s * padded, d[s]);
-      store(saved + s * gate, d[s], lanes);
-    }
-    store(grad, dc * keep);
-    store(grad + plane, dn * keep);
-    store(grad + 2 * plane, empty ? Vec{} : d_keep);
-    store(grad + 3 * plane, Vec{});
   }
 };
 
-// Run tasks of a head and up to MOST_ROWS rows on torch's threads.
+// Call work(constant rows, constant unroll, first row) for tile i of `tiles` that share `batch` rows.
 template <class Work>
-void run(const Work& work, ParallelFor parallel_for) {
-  struct Task { int64_t head, row; int rows; };
-  std::vector<Task> tasks;
-  const int64_t batch = work.shape.batch, tiles = (batch + MOST_ROWS - 1) / MOST_ROWS;
-  for (int64_t h = 0; h < work.shape.heads; h++)
-    for (int64_t i = 0, row = 0; i < tiles; i++) {
-      const int rows = int((batch - row) / (tiles - i));
-      tasks.push_back({h, row, rows});
-      row += rows;
-    }
-  struct Context { const Work& work; const std::vector<Task>& tasks; } context{work, tasks};
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    const auto& [work, tasks] = *static_cast<Context*>(pointer);
-    for (int64_t i = begin; i < end; i++) {
-      const auto [head, row, rows] = tasks[i];
-      switch (rows) {
-        case 1: work.template tile<1, 4>(head, row); break;
-        case 2: work.template tile<2, 2>(head, row); break;
-        case 3: work.template tile<3, 1>(head, row); break;
+inline void with_tile(int64_t batch, int64_t tiles, int64_t i, const Work& work) {
+  const int64_t begin = batch * i / tiles, rows = batch * (i + 1) / tiles - begin;
+  const auto call = [&](auto tile, auto unroll) { work(tile, unroll, begin); };
+#define EXLSTM_TILE(ROWS, UNROLL)                                                                      \
+  case ROWS:                                                                                           \
+    return call(std::integral_constant<int, ROWS>(), std::integral_constant<int, UNROLL>())
+  switch (rows) {
+    EXLSTM_TILE(1, 4);
+    EXLSTM_TILE(2, 2);
+    EXLSTM_TILE(3, 1);
 #if defined(__AVX512F__) || !defined(__AVX__)
-        case 4: work.template tile<4, 1>(head, row); break;
+    EXLSTM_TILE(4, 1);
 #endif
 #if defined(__AVX512F__)
-        case 5: work.template tile<5, 1>(head, row); break;
-        case 6: work.template tile<6, 1>(head, row); break;
+    EXLSTM_TILE(5, 1);
+    EXLSTM_TILE(6, 1);
 #endif
-      }
-    }
+  }
+}
+
+// Run the tiles of all heads on torch's threads; those of a part one after the other.
+template <class Work>
+void run(const Shape& shape, int64_t parts, const Work& work, ParallelFor parallel_for) {
+  struct Context { const Shape& shape; int64_t parts; const Work& work; } context{shape, parts, work};
+  const auto some = [](int64_t begin, int64_t end, void* pointer) {
+    const auto& [shape, parts, work] = *static_cast<Context*>(pointer);
+    const int64_t tiles = (shape.batch + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t task = begin; task < end; task++)
+      for (int64_t i = task % parts; i < tiles; i += parts)
+        with_tile(shape.batch, tiles, i, [&](auto tile, auto unroll, int64_t row) {
+          work(tile, unroll, task / parts, row, task % parts);
+        });
   };
   if (parallel_for)
-    parallel_for(0, int64_t(tasks.size()), 1, some, &context);
+    parallel_for(0, shape.heads * parts, 1, some, &context);
   else
-    some(0, int64_t(tasks.size()), &context);
+    some(0, shape.heads * parts, &context);
 }
 
 }  // namespace
@@ -260,22 +314,26 @@ void run(const Work& work, ParallelFor parallel_for) {
 extern "C" {
 
 int64_t exlstm_lanes() { return LANES; }
+int64_t exlstm_rows() { return ROWS; }
 
 #define EXLSTM_SLSTM(NAME, IN)                                                                                         \
-  void exlstm_slstm_forward_##NAME(ParallelFor parallel_for, int64_t batch, int64_t time, int64_t heads,               \
-                                   int64_t width, const IN* x, const REAL* packed, const REAL* initial,                \
-                                   const bool* mask, const bool* reset, IN* out, REAL* final, REAL* gates,             \
-                                   REAL* states) {                                                                     \
-    run(Forward<IN>{{batch, time, heads, width}, x, packed, initial, mask, reset, out, final, gates, states},          \
-        parallel_for);                                                                                                 \
+  void exlstm_slstm_forward_##NAME(ParallelFor parallel_for, const Shape* shape, const IN* x, const REAL* packed,      \
+                                   const bool* mask, const bool* reset, const REAL* initial, IN* out, REAL* final,     \
+                                   REAL* kept) {                                                                       \
+    const Forward<IN> forward{{*shape, x, packed, mask, reset}, initial, out, final, kept};                            \
+    run(*shape, (shape->batch + ROWS - 1) / ROWS, [&](auto tile, auto unroll, int64_t head, int64_t row, int64_t) {    \
+      forward.template tile<tile, unroll>(head, row);                                                                  \
+    }, parallel_for);                                                                                                  \
   }                                                                                                                    \
-  void exlstm_slstm_backward_##NAME(ParallelFor parallel_for, int64_t batch, int64_t time, int64_t heads,              \
-                                    int64_t width, const REAL* gates, const REAL* states, const REAL* packed,          \
-                                    const REAL* initial, const bool* mask, const bool* reset, const IN* grad_out,      \
-                                    const REAL* grad_final, REAL* grad_gates, REAL* grad_initial) {                    \
-    run(Backward<IN>{{batch, time, heads, width}, gates, states, packed, initial, mask, reset, grad_out, grad_final,   \
-                     grad_gates, grad_initial},                                                                        \
-        parallel_for);                                                                                                 \
+  void exlstm_slstm_backward_##NAME(ParallelFor parallel_for, const Shape* shape, const IN* x, const REAL* packed,     \
+                                    const bool* mask, const bool* reset, const REAL* kept, const REAL* transposed,     \
+                                    const IN* grad_out, const REAL* grad_final, IN* grad_x, REAL* grad_initial,        \
+                                    REAL* grad_r, int64_t parts) {                                                     \
+    const Backward<IN> backward{{*shape, x, packed, mask, reset}, kept, transposed, grad_out, grad_final, grad_x,      \
+                                grad_initial, grad_r, parts};                                                          \
+    run(*shape, parts, [&](auto tile, auto unroll, int64_t head, int64_t row, int64_t part) {                          \
+      backward.template tile<tile, unroll>(head, row, part);                                                           \
+    }, parallel_for);                                                                                                  \
   }
 
 EXLSTM_SLSTM(real, REAL)

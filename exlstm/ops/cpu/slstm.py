@@ -13,6 +13,8 @@ from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.slstm import SLSTMState
 
 _SOURCE = Path(__file__).with_name("slstm.cpp")
+STEPS = 48  # of all rows of a tile, in a segment whose states stay in the cache
+MOST_PARTS = 8  # sums of the gradient of r that are added up beside each other, per head
 
 obstacle = functools.partial(obstacle_of, _SOURCE)
 
@@ -24,83 +26,85 @@ def slstm(
     initial = torch.stack(state, 1)
     inputs = x if x.dtype == torch.bfloat16 else x.to(initial.dtype)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, r, initial))
-    h, final, _, _ = _forward(inputs, r.to(initial.dtype), initial, mask, reset, keep)
+    h, final, _ = _forward(inputs, r.to(initial.dtype), initial, mask, reset, keep)
     return h.to(x.dtype), SLSTMState(*final.unbind(1))
 
 
 @torch.library.custom_op("exlstm::slstm_cpu", mutates_args=())
 def _forward(
     x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, keep: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """h, the final state and, if `keep`, what the backward needs.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h, the final state and, if `keep`, the states [segments, B, 4, H, D] before all segments of steps.
 
-    x is [B, T, 4, H, D], r [4, H, D, D], initial and final state [B, 4, H, D] (c, n, m, h); the backward needs the
-    gates and the states after every step, each [B, T, 4, H, D].
+    x is [B, T, 4, H, D], r [4, H, D, D], initial and final state [B, 4, H, D] (c, n, m, h).
     """
-    batch, time, _, heads, width = x.shape
+    h, final, kept = _outputs(x, initial, keep)
     x, initial, mask, reset = x.contiguous(), initial.contiguous(), _contiguous(mask), _contiguous(reset)
     library = load(_SOURCE, real_of(initial.dtype))
-    tiles = -(-width // library.exlstm_lanes())
-    packed = pad(r, (0, tiles * library.exlstm_lanes() - width)).unflatten(-1, (tiles, -1))  # [4, H, D, tiles, lanes]
-    packed = packed.permute(1, 3, 2, 0, 4).contiguous()
-    h, final = x.new_empty(batch, time, heads, width), torch.empty_like(initial)
-    gates, states = (initial.new_empty(x.shape if keep else 0) for _ in range(2))
-    _call(
-        "forward",
-        x.dtype,
-        library,
-        x.shape,
-        x,
-        packed,
-        initial,
-        mask,
-        reset,
-        h,
-        final,
-        *((gates, states) if keep else (None, None)),
+    tensors = (x, _packed(r, library.exlstm_lanes()), mask, reset, initial, h, final, kept if keep else None)
+    _call("forward", x, library, tensors)
+    return h, final, kept
+
+
+def _outputs(x: Tensor, initial: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, time, _, heads, width = x.shape
+    segments = -(-time // _segment(batch)) if keep else 0
+    return (
+        x.new_empty(batch, time, heads, width),
+        initial.new_empty(initial.shape),
+        initial.new_empty(segments, *initial.shape),
     )
-    return h, final, gates, states
+
+
+def _segment(batch: int) -> int:
+    """Steps from one kept state to the next: enough for products of some size, whose operands stay in the cache."""
+    return -(-STEPS // min(batch, 6))  # 6: the rows of the largest tile
 
 
 @torch.library.custom_op("exlstm::slstm_cpu_backward", mutates_args=())
 def _backward(
-    gates: Tensor,
-    states: Tensor,
+    x: Tensor,
     r: Tensor,
-    initial: Tensor,
     mask: Tensor | None,
     reset: Tensor | None,
+    kept: Tensor,
     grad_h: Tensor,
     grad_final: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, in the dtype of the states, r and the initial state."""
-    initial, mask, reset = initial.contiguous(), _contiguous(mask), _contiguous(reset)
+    """The gradients of x, r and the initial state."""
+    x, mask, reset = x.contiguous(), _contiguous(mask), _contiguous(reset)
     grad_h, grad_final = grad_h.contiguous(), grad_final.contiguous()
-    width = gates.shape[-1]
-    library = load(_SOURCE, real_of(initial.dtype))
-    tiles = -(-width // library.exlstm_lanes())
-    short = tiles * library.exlstm_lanes() - width
-    packed = pad(r, (0, short, 0, short)).unflatten(2, (tiles, -1))  # [4, H, tiles, lanes, padded D]
-    packed = packed.permute(1, 2, 0, 4, 3).contiguous()
-    grad_x, grad_initial = torch.empty_like(gates), torch.empty_like(initial)
-    _call(
-        "backward", grad_h.dtype, library, gates.shape,
-        gates, states, packed, initial, mask, reset, grad_h, grad_final, grad_x, grad_initial,
+    batch, _, _, heads, width = x.shape
+    library = load(_SOURCE, real_of(kept.dtype))
+    lanes, rows = library.exlstm_lanes(), library.exlstm_rows()
+    padded = -(-width // lanes) * lanes
+    transposed = pad(r, (0, padded - width, 0, padded - width)).unflatten(2, (-1, lanes))
+    transposed = transposed.permute(1, 2, 0, 4, 3).contiguous()  # [H, tiles, 4, padded D, lanes]
+    grad_x, grad_initial = torch.empty_like(x), kept.new_empty(kept.shape[1:])
+    parts = min(MOST_PARTS, -(-batch // rows))
+    grad_r = kept.new_zeros(heads, parts, -(-width // rows) * rows, 4, padded)
+    tensors = (
+        x, _packed(r, lanes), mask, reset, kept, transposed, grad_h, grad_final, grad_x, grad_initial, grad_r
     )  # fmt: skip
-    h_before = torch.cat([initial[:, None, 3], states[:, :-1, 3]], 1)  # [B, T, H, D]
-    if reset is not None:
-        h_before = h_before.masked_fill(reset[..., None, None], 0)
-    grad_r = torch.einsum("bthd,btghe->ghde", h_before, grad_x)
-    return grad_x, grad_r, grad_initial
+    _call("backward", x, library, tensors, ctypes.c_int64(parts))
+    return grad_x, grad_r.sum(1)[:, :width, :, :width].permute(2, 0, 1, 3).contiguous(), grad_initial
 
 
-def _call(name: str, dtype: torch.dtype, library: ctypes.CDLL, shape: torch.Size, *tensors: Tensor | None) -> None:
-    batch, time, _, heads, width = shape
-    suffix = "bfloat16" if dtype == torch.bfloat16 else "real"
+def _packed(r: Tensor, lanes: int) -> Tensor:
+    """r as the forward reads it, [H, tiles, D, 4, lanes]."""
+    width = r.shape[-1]
+    return pad(r, (0, -width % lanes)).unflatten(-1, (-1, lanes)).permute(1, 3, 2, 0, 4).contiguous()
+
+
+def _call(name: str, x: Tensor, library: ctypes.CDLL, tensors: tuple[Tensor | None, ...], *rest: Any) -> None:
+    batch, time, _, heads, width = x.shape
+    shape = (ctypes.c_int64 * 5)(batch, time, heads, width, _segment(batch))
+    suffix = "bfloat16" if x.dtype == torch.bfloat16 else "real"
     getattr(library, f"exlstm_slstm_{name}_{suffix}")(
         parallel_for(),
-        *(ctypes.c_int64(n) for n in (batch, time, heads, width)),
+        ctypes.byref(shape),
         *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors),
+        *rest,
     )
 
 
@@ -112,26 +116,24 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 def _(
     x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, keep: bool
 ) -> tuple[Tensor, ...]:
-    saved = [initial.new_empty(x.shape if keep else 0) for _ in range(2)]
-    return x.new_empty(*x.shape[:2], *x.shape[3:]), torch.empty_like(initial), *saved
+    return _outputs(x, initial, keep)
 
 
 @_backward.register_fake
-def _(gates: Tensor, states: Tensor, r: Tensor, initial: Tensor, *rest: Tensor | None) -> tuple[Tensor, ...]:
-    return torch.empty_like(gates), torch.empty_like(r), torch.empty_like(initial)
+def _(
+    x: Tensor, r: Tensor, mask: Tensor | None, reset: Tensor | None, kept: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), torch.empty_like(r), kept.new_empty(kept.shape[1:])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, r, initial, mask, reset, _ = inputs
-    _, _, gates, states = output
-    ctx.save_for_backward(gates, states, r, initial, mask, reset)
-    ctx.x_dtype = x.dtype
+    x, r, _, mask, reset, _ = inputs
+    ctx.save_for_backward(x, r, mask, reset, output[-1])
 
 
-def _derivative(ctx: Any, grad_h: Tensor, grad_final: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    gates, states, r, initial, mask, reset = ctx.saved_tensors
-    grad_x, grad_r, grad_initial = _backward(gates, states, r, initial, mask, reset, grad_h, grad_final)
-    return grad_x.to(ctx.x_dtype), grad_r, grad_initial, None, None, None
+def _derivative(ctx: Any, grad_h: Tensor, grad_final: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    grad_x, grad_r, grad_initial = _backward(*ctx.saved_tensors, grad_h, grad_final)
+    return grad_x, grad_r, grad_initial, None, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)
