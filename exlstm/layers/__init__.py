@@ -4,6 +4,7 @@ from exlstm.layers.attention import AttentionState, SlidingWindowAttention
 from exlstm.layers.bidirectional import Bidirectional
 from exlstm.layers.block import Block
 from exlstm.layers.cell import MatrixMemoryCell
+from exlstm.layers.classic import Classic, ClassicState
 from exlstm.layers.conv import CausalConv1d
 from exlstm.layers.cross_attention import AttentionReader, AttentionWriter
 from exlstm.layers.hmlstm import HMLSTM
@@ -25,6 +26,8 @@ __all__ = [
     "Bidirectional",
     "Block",
     "CausalConv1d",
+    "Classic",
+    "ClassicState",
     "GatedMLP",
     "HeadwiseLinear",
     "LayerNorm",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from exlstm.layers.attention import SlidingWindowAttention
 from exlstm.layers.bidirectional import Bidirectional
+from exlstm.layers.classic import Classic
 from exlstm.layers.linear import round_up
 from exlstm.layers.mlp import GatedMLP
 from exlstm.layers.mlstm import MLSTM, MLSTMLarge
@@ -19,7 +20,8 @@ class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)): pre-norm residual block.
 
     In style "paper" (arXiv 2405.04517) the mLSTM blocks have no feed-forward part, for their memory already
-    lies between an up- and a down-projection; the others have a GELU-gated one of 1.3 times the width. In
+    lies between an up- and a down-projection; sLSTM and attention have a GELU-gated one of 1.3 times the width,
+    LSTM and GRU none. In
     style "large" (arXiv 2503.13427) all have a SwiGLU of 2.667 times the width, RMS norms, no convolutions.
 
     `x, state = block(x, state, mask=, reset=)` with x [B, T, width]. Masked steps change no other step and no
@@ -28,7 +30,7 @@ class Block(nn.Module):
     Args:
         width: of the residual stream.
         heads: heads of the mixer.
-        kind: "m" mLSTM, "s" sLSTM, "h" hierarchical mLSTM, "a" sliding-window attention.
+        kind: "m" mLSTM, "s" sLSTM, "h" hierarchical mLSTM, "a" sliding-window attention; "l" LSTM, "g" GRU.
         style: "paper" or "large".
         dropout: probability, on what is added to the stream.
         levels: levels of a hierarchical memory ("h").
@@ -69,7 +71,9 @@ class Block(nn.Module):
                     return SLSTM(width, heads, kernel=0, index=index, depth=depth, eps=1e-6)
                 case "a":
                     return SlidingWindowAttention(width, heads, window=window, depth=depth)
-            raise ValueError(f"kind must be 'm', 's', 'h' or 'a', got {kind!r}")
+                case "l" | "g":
+                    return Classic(width, "lstm" if kind == "l" else "gru")
+            raise ValueError(f"kind must be 'm', 's', 'h', 'a', 'l' or 'g', got {kind!r}")
 
         norm = LayerNorm if style == "paper" else RMSNorm
         self.mixer_norm = norm(width)

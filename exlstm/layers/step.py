@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exlstm.layers.attention import AttentionState, SlidingWindowAttention
 from exlstm.layers.block import Block
 from exlstm.layers.cell import MatrixMemoryCell
+from exlstm.layers.classic import Classic
 from exlstm.layers.conv import CausalConv1d
 from exlstm.layers.mlp import GatedMLP
 from exlstm.layers.mlstm import MLSTM, MLSTMLarge
@@ -32,6 +33,11 @@ def emit(layer: nn.Module, program: Program, x: Tensor) -> tuple[Tensor, Any]:
         ValueError: there is no rule for this kind of layer.
     """
     raise ValueError(f"layers that can be decoded step by step are those of exlstm.layers, got {type(layer).__name__}")
+
+
+def can_emit(model: nn.Module) -> bool:
+    """Whether there are rules for all layers of `model`."""
+    return not any(isinstance(layer, Classic) for layer in model.modules())
 
 
 @emit.register

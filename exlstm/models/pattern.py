@@ -3,13 +3,14 @@
 import re
 
 MAX_BLOCKS = 4096
-_TOKEN = re.compile(r"[msha]|\(|\)x([1-9][0-9]{0,3})")
+_TOKEN = re.compile(r"[mshalg]|\(|\)x([1-9][0-9]{0,3})")
 
 
 def parse_pattern(pattern: str) -> str:
     """Write out a pattern: "(mmms)x2h" is "mmmsmmmsh"; groups may be nested.
 
-    Letters: "m" mLSTM, "s" sLSTM, "h" hierarchical mLSTM, "a" sliding-window attention.
+    Letters: "m" mLSTM, "s" sLSTM, "h" hierarchical mLSTM, "a" sliding-window attention,
+    "l" LSTM, "g" GRU.
 
     Raises:
         ValueError: the pattern is empty, has anything else in it, or stands for more than 4096 blocks.
@@ -39,4 +40,4 @@ def parse_pattern(pattern: str) -> str:
 
 
 def _error(pattern: str, what: str) -> ValueError:
-    return ValueError(f"pattern must be letters m, s, h, a and groups like (mmms)x6, got {pattern!r}: {what}")
+    return ValueError(f"pattern must be letters m, s, h, a, l, g and groups like (mmms)x6, got {pattern!r}: {what}")

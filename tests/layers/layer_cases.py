@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from exlstm.layers import HMLSTM, MLSTM, SLSTM, Block, CausalConv1d, MLSTMLarge, SlidingWindowAttention
+from exlstm.layers import HMLSTM, MLSTM, SLSTM, Block, CausalConv1d, Classic, MLSTMLarge, SlidingWindowAttention
 
 WIDTH, HEADS = 16, 2
 
@@ -22,6 +22,8 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "slstm without conv": lambda: SLSTM(WIDTH, HEADS, kernel=0),
     "attention": lambda: SlidingWindowAttention(WIDTH, HEADS, window=5),
     "attention to itself": lambda: SlidingWindowAttention(WIDTH, HEADS, window=1),
+    "lstm": lambda: Classic(WIDTH, "lstm"),
+    "gru": lambda: Classic(WIDTH, "gru"),
     "attention to all": lambda: SlidingWindowAttention(WIDTH, HEADS, window=64),
 }
 
@@ -30,7 +32,7 @@ def _block(kind: str, style: Any) -> Callable[[], nn.Module]:
     return lambda: Block(WIDTH, HEADS, kind=kind, style=style, levels=4, window=5)
 
 
-LAYERS = MIXERS | {f"block {kind} {style}": _block(kind, style) for kind in "msha" for style in ("paper", "large")}
+LAYERS = MIXERS | {f"block {kind} {style}": _block(kind, style) for kind in "mshalg" for style in ("paper", "large")}
 
 
 def stirred(layer: nn.Module) -> nn.Module:
