@@ -103,21 +103,27 @@ struct Update {
   const REAL *kept = nullptr, *scale = nullptr;
 };
 
+// Not inlined, and unrolled by order: else some callers' copies keep the sums in memory.
 template <int VECTORS, class W>
-inline void product_tile(int64_t begin, int64_t end, const W* A, int64_t a_row, int64_t a_column, const W* B,
-                         int64_t b_row, REAL* C, int64_t c_row, const Update& update, int64_t row) {
+__attribute__((noinline)) void product_tile(int64_t begin, int64_t end, const W* A, int64_t a_row, int64_t a_column,
+                                            const W* B, int64_t b_row, REAL* C, int64_t c_row, const Update& update,
+                                            int64_t row) {
   Vec sums[ROWS][VECTORS] = {};
   for (int64_t k = begin; k < end; k++) {
     decltype(load(B)) b[VECTORS];
     for (int j = 0; j < VECTORS; j++) b[j] = load(B + k * b_row + j * LANES);
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++) {
       const W a = A[r * a_row + k * a_column];
+#pragma GCC unroll 4
       for (int j = 0; j < VECTORS; j++) sums[r][j] = multiply_add(sums[r][j], a, b[j]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++) {
     const REAL keep = update.kept ? update.keep * update.kept[row + r] : update.keep;
     const REAL scale = update.scale ? update.scale[row + r] : 1;
+#pragma GCC unroll 4
     for (int j = 0; j < VECTORS; j++) {
       REAL* c = C + r * c_row + j * LANES;
       store(c, update.keep == 0 ? scale * sums[r][j] : keep * load(c) + scale * sums[r][j]);
