@@ -53,7 +53,8 @@ def hmlstm(
     common = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else dtype
     inputs = [x.to(common) for x in (q, k, v)]
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, i, f, level))
-    h, C, n, *_ = _forward(*inputs, *at.weights, at.step, at.first, keep)
+    all_present = len(layout.steps) == q.shape[0] * time
+    h, C, n, *_ = _forward(*inputs, *at.weights, at.step, at.first, all_present, keep)
     return h.to(v.dtype), _final(layout, at, k, v, C, n, state)
 
 
@@ -154,10 +155,11 @@ def _forward(
     newer: Tensor,
     step: Tensor,
     first: Tensor,
+    all_present: bool,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, H, DV], the slots after every document, d and, if `keep`, the memories kept for the backward."""
-    h, C, n, d, CT_kept, n_kept = _outputs(q, v, a, u, first, keep)
+    h, C, n, d, CT_kept, n_kept = _outputs(q, v, a, u, first, all_present, keep)
     q, k, v, *at = (x.contiguous() for x in (q, k, v, a, M, m, w, level, u, older, newer, step, first))
     _call("forward", q, k, v, at, [h, d, C, n, *((CT_kept, n_kept) if keep else (None, None))])
     return h, C, n, d, CT_kept, n_kept
@@ -165,21 +167,28 @@ def _forward(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _outputs(q, v, a, rest[4], rest[-2], rest[-1])
+    return _outputs(q, v, a, rest[4], *rest[-3:])
 
 
-def _outputs(q: Tensor, v: Tensor, a: Tensor, u: Tensor, first: Tensor, keep: bool) -> tuple[Tensor, ...]:
+def _outputs(
+    q: Tensor, v: Tensor, a: Tensor, u: Tensor, first: Tensor, all_present: bool, keep: bool
+) -> tuple[Tensor, ...]:
     chunks, heads, dk, dv = len(a) if keep else 0, a.shape[1], q.shape[-1], v.shape[-1]
     lanes = load(_SOURCE, real_of(a.dtype)).exlstm_hmlstm_lanes()
     padded = -(-dk // lanes) * lanes
     return (
-        v.new_zeros(v.shape),
+        _of_steps(v, all_present),
         a.new_zeros(len(first) - 1, len(u), heads, dk, dv),
         a.new_zeros(len(first) - 1, len(u), heads, dk),
         a.new_empty(a.shape),
         a.new_empty(chunks, heads, dv, padded),
         a.new_empty(chunks, heads, padded),
     )
+
+
+def _of_steps(like: Tensor, all_present: bool) -> Tensor:
+    """Room for what the kernel writes at every step that is present; 0 where none is."""
+    return like.new_empty(like.shape) if all_present else like.new_zeros(like.shape)
 
 
 @torch.library.custom_op("exlstm::hmlstm_cpu_backward", mutates_args=())
@@ -204,9 +213,14 @@ def _backward(
     dh: Tensor,
     dC: Tensor,
     dn: Tensor,
+    all_present: bool,
 ) -> list[Tensor]:
     """The gradients of the floating-point inputs, in order."""
-    gradients = [torch.zeros_like(x) for x in (q, k, v, a, M, m, w, level, u, older, newer)]
+    gradients = [
+        *(_of_steps(x, all_present) for x in (q, k, v)),
+        *(x.new_empty(x.shape) for x in (a, M, m, w, level)),
+        *(x.new_zeros(x.shape) for x in (u, older, newer)),  # written where a chunk reads or joins a slot
+    ]
     dq, dk, dv, da, dM, dm, dw, dlevel, du, dolder, dnewer = gradients
     q, k, v, *at = (x.contiguous() for x in (q, k, v, a, M, m, w, level, u, older, newer, step, first))
     saved = [x.contiguous() for x in (h, d, CT_kept, n_kept, dh, dC, dn)]
@@ -215,17 +229,18 @@ def _backward(
 
 
 @_backward.register_fake
-def _(*inputs: Tensor) -> list[Tensor]:
-    return [torch.zeros_like(x) for x in inputs[:11]]
+def _(*inputs: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in inputs[:11]]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     h, _, _, d, CT_kept, n_kept = output
-    ctx.save_for_backward(*inputs[:-1], h, d, CT_kept, n_kept)
+    *tensors, ctx.all_present, _ = inputs
+    ctx.save_for_backward(*tensors, h, d, CT_kept, n_kept)
 
 
 def _derivative(ctx: Any, dh: Tensor, dC: Tensor, dn: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(*ctx.saved_tensors, dh, dC, dn), None, None, None
+    return *_backward(*ctx.saved_tensors, dh, dC, dn, ctx.all_present), None, None, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

@@ -23,11 +23,24 @@ inline Strip get(const REAL* p) { return *reinterpret_cast<const StripAnywhere*>
 inline void set(REAL* p, Strip x) { *reinterpret_cast<StripAnywhere*>(p) = x; }
 inline Strip get(const BFloat16* p) {
   Strip x;
-  for (int i = 0; i < W; i++) x[i] = widen(p[i]);
+  for (int i = 0; i < W; i += LANES) {
+    const Vec part = load(p + i);
+    std::memcpy(reinterpret_cast<REAL*>(&x) + i, &part, sizeof(part));
+  }
   return x;
 }
+// Get a strip of a row whose next one is soon to be got: rows are too far apart for the processor to foresee it.
+template <class In>
+inline Strip get_ahead(const In* p) {
+  __builtin_prefetch(p + W, 0, 2);
+  return get(p);
+}
 inline void set(BFloat16* p, Strip x) {
-  for (int i = 0; i < W; i++) narrow(x[i], p[i]);
+  for (int i = 0; i < W; i += LANES) {
+    Vec part;
+    std::memcpy(&part, reinterpret_cast<REAL*>(&x) + i, sizeof(part));
+    store(p + i, part);
+  }
 }
 
 // The i-th channel of every block of 4, in all of its places.
@@ -85,7 +98,7 @@ struct Inputs {
   void window(const Sizes& s, int64_t b, int64_t begin, int64_t end, int64_t n, Strip* to) const {
     for (int64_t t = begin - s.taps + 1; t < end; t++, to++) {
       const In* row = t < 0 ? past + (b * (s.taps - 1) + t + s.taps - 1) * s.width : x + (b * s.time + t) * s.width;
-      *to = get(row + n);
+      *to = get_ahead(row + n);
     }
   }
 
@@ -178,8 +191,13 @@ struct Backward {
     const int64_t count = end - begin, at = (b * s.time + begin) * s.width + n;
     const In* grads[3] = {dq + at, dk + at, dv + at};
     const In* values[3] = {q + at, k + at, v + at};
+    // Copied together once: rows are a power of two apart, and so fall on few lines of the first cache.
+    Strip value[3][STEPS];
     for (int p = 0; p < 3; p++)
-      for (int64_t i = 0; i < count; i++) made[p][i] = get(grads[p] + i * s.width);
+      for (int64_t i = 0; i < count; i++) {
+        made[p][i] = get_ahead(grads[p] + i * s.width);
+        if (of_weights) value[p][i] = get_ahead(values[p] + i * s.width);
+      }
     for (int64_t g = 0; g < s.gates; g++) {
       const REAL* d = dgates + (b * s.time + begin) * s.gates + g;
       for (int p = 0; p < 3; p++) {
@@ -189,7 +207,7 @@ struct Backward {
         if (!of_weights) continue;
         REAL* sum = dgate_weight + task * s.gates * 3 * s.width + place;
         Strip total = get(sum);
-        for (int64_t i = 0; i < count; i++) total += d[i * s.gates] * get(values[p] + i * s.width);
+        for (int64_t i = 0; i < count; i++) total += d[i * s.gates] * value[p][i];
         set(sum, total);
       }
     }
@@ -212,7 +230,7 @@ struct Backward {
           total[p][2] += spread<2>(c) * made[p][i];
           total[p][3] += spread<3>(c) * made[p][i];
         }
-      const Strip to_c = get(dc + at + i * s.width) + through(made[0][i], wq) + through(made[1][i], wk);
+      const Strip to_c = get_ahead(dc + at + i * s.width) + through(made[0][i], wq) + through(made[1][i], wk);
       ds[i] = to_c * (gate + c * ((REAL)1 - gate));
     }
     if (!of_weights) return;
