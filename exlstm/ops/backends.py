@@ -7,10 +7,11 @@ compiler, a GPU) it looks for when it is first asked, so importing costs nothing
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 BACKENDS = ("reference", "torch", "cpu", "triton")
 
 
@@ -44,21 +45,36 @@ def why_unusable(operator: str, backend: str, device: torch.device | None = None
     return implementation.obstacle(device)
 
 
+def constant_when_compiled(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let torch.compile call `function` once instead of looking into it.
+
+    This is torch.compiler.assume_constant_result without its import of the compiler, which takes over a second.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def resolve(operator: str, backend: str, device: torch.device) -> Callable[..., Any]:
     """The implementation of `operator` that `backend` names; the environment's EXLSTM_BACKEND stands in for "auto".
 
     Raises:
         ValueError: the backend is unknown, or cannot run here; the message says why.
     """
+    return _IMPLEMENTATIONS[operator][_choose(operator, backend, device)].run
+
+
+@constant_when_compiled
+def _choose(operator: str, backend: str, device: torch.device) -> str:
+    """Which backend serves a call. torch.compile does not look into it: it may build libraries."""
     if backend == "auto":
         backend = os.environ.get("EXLSTM_BACKEND") or "auto"
     if backend == "auto":
-        backend = next(b for b in _IMPLEMENTATIONS[operator] if why_unusable(operator, b, device) is None)
-    elif backend not in BACKENDS:
+        return next(b for b in _IMPLEMENTATIONS[operator] if why_unusable(operator, b, device) is None)
+    if backend not in BACKENDS:
         raise ValueError(f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}")
-    elif reason := why_unusable(operator, backend, device):
+    if reason := why_unusable(operator, backend, device):
         raise ValueError(f"backend {backend!r} cannot run here: {reason}; backend='auto' picks one that can")
-    return _IMPLEMENTATIONS[operator][backend].run
+    return backend
 
 
 def describe() -> dict[str, dict[str, str | None]]:

@@ -330,19 +330,13 @@ inline void undivide(const At& at, int64_t c, int64_t width, const In* dh, const
   }
 }
 
-// Run all tasks on torch's threads; each thread makes itself the space that `work` needs.
+// Run all tasks on torch's threads; each part of them makes itself the space that `work` needs.
 template <class Work>
 void run(const Work& work, int64_t tasks, ParallelFor parallel_for) {
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    const Work& work = *static_cast<const Work*>(pointer);
+  in_parallel(parallel_for, tasks, 1, [&](int64_t begin, int64_t end) {
     typename Work::Space space(work.s);
     for (int64_t task = begin; task < end; task++) work(task, space);
-  };
-  void* pointer = const_cast<void*>(static_cast<const void*>(&work));
-  if (parallel_for)
-    parallel_for(0, tasks, 1, some, pointer);
-  else
-    some(0, tasks, pointer);
+  });
 }
 
 }  // namespace

@@ -112,29 +112,17 @@ struct Backward {
   }
 };
 
-template <class Work>
-void run(const Work& work, int64_t tasks, ParallelFor parallel_for) {
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    for (int64_t task = begin; task < end; task++) (*static_cast<const Work*>(pointer))(task);
-  };
-  void* pointer = const_cast<void*>(static_cast<const void*>(&work));
-  if (parallel_for)
-    parallel_for(0, tasks, 1, some, pointer);
-  else
-    some(0, tasks, pointer);
-}
-
 }  // namespace
 
 extern "C" {
 
 #define EXLSTM_GATED_NORM(NAME, IN)                                                                                    \
   void exlstm_gated_norm_forward_##NAME(ParallelFor parallel_for, const Sizes* s, const Inputs<IN>* in, IN* out) {     \
-    run(Forward<IN>{*s, *in, out}, s->tasks(), parallel_for);                                                          \
+    for_tasks(parallel_for, s->tasks(), Forward<IN>{*s, *in, out});                                                    \
   }                                                                                                                    \
   void exlstm_gated_norm_backward_##NAME(ParallelFor parallel_for, const Sizes* s, const Inputs<IN>* in,               \
                                          const IN* dout, IN* dh, IN* dgate, IN* dc, REAL* dweight, REAL* dskip) {      \
-    run(Backward<IN>{*s, *in, dout, dh, dgate, dc, dweight, dskip}, s->tasks(), parallel_for);                         \
+    for_tasks(parallel_for, s->tasks(), Backward<IN>{*s, *in, dout, dh, dgate, dc, dweight, dskip});                   \
   }
 
 EXLSTM_GATED_NORM(real, REAL)

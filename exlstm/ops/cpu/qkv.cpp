@@ -284,18 +284,6 @@ struct Backward {
   static void accumulate(REAL* sum, Strip x) { set(sum, get(sum) + x); }
 };
 
-template <class Work>
-void run(const Work& work, int64_t tasks, ParallelFor parallel_for) {
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    for (int64_t task = begin; task < end; task++) (*static_cast<const Work*>(pointer))(task);
-  };
-  void* pointer = const_cast<void*>(static_cast<const void*>(&work));
-  if (parallel_for)
-    parallel_for(0, tasks, 1, some, pointer);
-  else
-    some(0, tasks, pointer);
-}
-
 }  // namespace
 
 extern "C" {
@@ -306,14 +294,14 @@ int64_t exlstm_qkv_taps() { return MOST_TAPS; }
 #define EXLSTM_QKV(NAME, IN)                                                                                           \
   void exlstm_qkv_forward_##NAME(ParallelFor parallel_for, const Sizes* s, const Inputs<IN>* in, IN* c, IN* q, IN* k,  \
                                  IN* v, REAL* gates) {                                                                 \
-    run(Forward<IN>{*s, *in, c, q, k, v, gates}, s->tasks(), parallel_for);                                            \
+    for_tasks(parallel_for, s->tasks(), Forward<IN>{*s, *in, c, q, k, v, gates});                                      \
   }                                                                                                                    \
   void exlstm_qkv_backward_##NAME(ParallelFor parallel_for, const Sizes* s, const Inputs<IN>* in, const IN* q,         \
                                   const IN* k, const IN* v, const IN* dc, const IN* dq, const IN* dk, const IN* dv,    \
                                   const REAL* dgates, IN* dx, IN* dpast, REAL* dconv, REAL* dbias, REAL* dweights,     \
                                   REAL* dgate_weight) {                                                                \
-    run(Backward<IN>{*s, *in, q, k, v, dc, dq, dk, dv, dgates, dx, dpast, dconv, dbias, dweights, dgate_weight},       \
-        s->tasks(), parallel_for);                                                                                     \
+    for_tasks(parallel_for, s->tasks(),                                                                                \
+              Backward<IN>{*s, *in, q, k, v, dc, dq, dk, dv, dgates, dx, dpast, dconv, dbias, dweights, dgate_weight});\
   }
 
 EXLSTM_QKV(real, REAL)

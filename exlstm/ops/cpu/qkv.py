@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.backends import constant_when_compiled
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.qkv import QKVGates
@@ -31,15 +32,21 @@ def qkv_gates(
 ) -> QKVGates:
     """`exlstm.ops.qkv_gates` on a CPU; other blocks or longer convolutions than the kernel's go to the reference."""
     dtype = state_dtype(x, past, *conv, *projections, *gates)
-    library = load(_SOURCE, real_of(dtype))
-    width, taps = x.shape[-1], conv[0].shape[-1]
-    if projections[0].shape[-1] != BLOCK or width % library.exlstm_qkv_strip() or taps > library.exlstm_qkv_taps():
+    strip, most_taps = _limits(real_of(dtype))
+    if projections[0].shape[-1] != BLOCK or x.shape[-1] % strip or conv[0].shape[-1] > most_taps:
         return reference.qkv_gates(x, past, conv, projections, gates, reach=reach)
     inputs = x if x.dtype == torch.bfloat16 else x.to(dtype)
     weights = (w.to(dtype) for w in (conv[0].t(), conv[1], torch.stack(projections), *gates))
     c, q, k, v, made = _forward(inputs, past.to(inputs.dtype), *weights, reach)
     c, q, k, v = (y.to(x.dtype) for y in (c, q, k, v))
     return QKVGates(c, q, k, v, made.to(gates[0].dtype))
+
+
+@constant_when_compiled
+def _limits(real: str) -> tuple[int, int]:
+    """Channels that the kernel works on together, and the longest convolution it takes."""
+    library = load(_SOURCE, real)
+    return library.exlstm_qkv_strip(), library.exlstm_qkv_taps()
 
 
 @torch.library.custom_op("exlstm::qkv_cpu", mutates_args=())

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "parallel.h"
+
 #ifndef REAL
 #define REAL float
 #endif
@@ -23,9 +25,6 @@ constexpr int LANES = BYTES / sizeof(REAL);
 
 typedef REAL Vec __attribute__((vector_size(BYTES)));
 typedef REAL VecAnywhere __attribute__((vector_size(BYTES), aligned(sizeof(REAL)), may_alias));
-
-// torch's own thread pool, by its stable C interface; its address comes from Python. Null: the calling thread alone.
-typedef int32_t (*ParallelFor)(int64_t, int64_t, int64_t, void (*)(int64_t, int64_t, void*), void*);
 
 namespace {
 

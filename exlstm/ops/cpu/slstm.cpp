@@ -293,20 +293,13 @@ inline void with_tile(int64_t batch, int64_t tiles, int64_t i, const Work& work)
 // Run the tiles of all heads on torch's threads; those of a part one after the other.
 template <class Work>
 void run(const Shape& shape, int64_t parts, const Work& work, ParallelFor parallel_for) {
-  struct Context { const Shape& shape; int64_t parts; const Work& work; } context{shape, parts, work};
-  const auto some = [](int64_t begin, int64_t end, void* pointer) {
-    const auto& [shape, parts, work] = *static_cast<Context*>(pointer);
-    const int64_t tiles = (shape.batch + MOST_ROWS - 1) / MOST_ROWS;
-    for (int64_t task = begin; task < end; task++)
-      for (int64_t i = task % parts; i < tiles; i += parts)
-        with_tile(shape.batch, tiles, i, [&](auto tile, auto unroll, int64_t row) {
-          work(tile, unroll, task / parts, row, task % parts);
-        });
-  };
-  if (parallel_for)
-    parallel_for(0, shape.heads * parts, 1, some, &context);
-  else
-    some(0, shape.heads * parts, &context);
+  const int64_t tiles = (shape.batch + MOST_ROWS - 1) / MOST_ROWS;
+  for_tasks(parallel_for, shape.heads * parts, [&](int64_t task) {
+    for (int64_t i = task % parts; i < tiles; i += parts)
+      with_tile(shape.batch, tiles, i, [&](auto tile, auto unroll, int64_t row) {
+        work(tile, unroll, task / parts, row, task % parts);
+      });
+  });
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ def _outputs(x: Tensor, initial: Tensor, keep: bool) -> tuple[Tensor, Tensor, Te
 
 def _segment(batch: int) -> int:
     """Steps from one kept state to the next: enough for products of some size, whose operands stay in the cache."""
-    return -(-STEPS // min(batch, 6))  # 6: the rows of the largest tile
+    return -(-STEPS // min(max(batch, 1), 6))  # 6: the rows of the largest tile
 
 
 @torch.library.custom_op("exlstm::slstm_cpu_backward", mutates_args=())

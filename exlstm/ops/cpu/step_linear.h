@@ -49,12 +49,7 @@ struct Bytes {  // int8, to be scaled; those that lie below in the word are take
 // task to be worth waking it.
 template <class Work>
 inline void share(ParallelFor parallel_for, int64_t tasks, int64_t cost, const Work& work) {
-  const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, cost));
-  const auto some = [](int64_t begin, int64_t end, void* context) { (*static_cast<const Work*>(context))(begin, end); };
-  if (parallel_for && tasks > grain)
-    parallel_for(0, tasks, grain, some, const_cast<Work*>(&work));
-  else
-    work(0, tasks);
+  in_parallel(parallel_for, tasks, std::max<int64_t>(1, 65536 / std::max<int64_t>(1, cost)), work);
 }
 
 // y = add + bias + scale * (W x), for `blocks` matrices side by side that each map their own `in` inputs.
