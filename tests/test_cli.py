@@ -63,7 +63,10 @@ def folders(tmp_path, monkeypatch) -> Path:
             "exlstm train forecast takes no argument 'data.csv' here; did you mean --data data.csv?",
         ),
         ("train forecast --steps few", "exlstm train forecast: --steps: expected a whole number, got 'few'"),
-        ("train forecast --model.arch gru", "exlstm train forecast: --model.arch: expected 'xlstm', got 'gru'"),
+        (
+            "train forecast --model.arch mamba",
+            "exlstm train forecast: --model.arch: expected 'xlstm', 'lstm', 'gru', 'transformer', got 'mamba'",
+        ),
         ("train forecast --resume", "expected a run in runs/forecast, found none; name its folder with --out"),
         ("evaluate", "exlstm evaluate needs the folder of a run first, such as runs/forecast/..."),
         ("evaluate nowhere", "there is no folder nowhere; give the folder of a run, which exlstm train makes"),

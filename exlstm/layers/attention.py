@@ -22,7 +22,7 @@ class AttentionState(NamedTuple):
 
 
 class SlidingWindowAttention(nn.Module):
-    """Causal softmax attention to the last `window` steps, the current one included, with rotary positions.
+    """Softmax attention to the last `window` steps, the current one included, with rotary positions.
 
     `y, state = layer(x, state, mask=, reset=)` with x, y [B, T, width]. Masked steps count as absent and
     output 0; a reset hides all steps before it. Work and memory grow with T * window. Positions are counted
@@ -33,15 +33,16 @@ class SlidingWindowAttention(nn.Module):
         heads: attention heads.
         window: steps seen, the current one included.
         depth: blocks in the model, by which the output projection is scaled at first.
+        causal: if False, the `window - 1` steps after a step are seen as well; no state then.
     """
 
-    def __init__(self, width: int, heads: int, *, window: int = 256, depth: int = 1) -> None:
+    def __init__(self, width: int, heads: int, *, window: int = 256, depth: int = 1, causal: bool = True) -> None:
         super().__init__()
         if head_width(width, heads) % 2:
             raise ValueError(f"rotary positions need an even head width, got width {width}, heads {heads}")
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
-        self.heads, self.window, self.depth = heads, window, depth
+        self.heads, self.window, self.depth, self.causal = heads, window, depth, causal
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.reset_parameters()
@@ -57,7 +58,9 @@ class SlidingWindowAttention(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, AttentionState]:
+    ) -> tuple[Tensor, AttentionState | None]:
+        if not self.causal:
+            return self._both_sides(x, state, mask, reset), None
         steps = Lookback(self.window - 1, x.shape[1], mask=mask, reset=reset)
         q, k, v = (steps.align(p).unflatten(-1, (self.heads, -1)) for p in self.qkv(x).chunk(3, -1))
         past = self._empty(k) if state is None else check_state(state, AttentionState)
@@ -71,39 +74,54 @@ class SlidingWindowAttention(nn.Module):
         y = windowed_attention(q, k[:, first:], v[:, first:], document[:, first:])
         return self.out(steps.spread(y.flatten(-2))), AttentionState(*(steps.tail(e) for e in (k, v, held)))
 
+    def _both_sides(self, x: Tensor, state: AttentionState | None, mask: Tensor | None, reset: Tensor | None) -> Tensor:
+        if state is not None:
+            raise ValueError("attention to both sides carries no state: give it whole sequences and state=None")
+        steps = Lookback(0, x.shape[1], mask=mask, reset=reset)
+        q, k, v = (steps.align(p).unflatten(-1, (self.heads, -1)) for p in self.qkv(x).chunk(3, -1))
+        held = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else steps.align(mask)
+        document = held.long() if steps.document is None else (steps.document + 1).masked_fill(~held, 0)
+        # Absent steps stand last, as a document of their own: what they read is dropped.
+        reach = min(self.window, x.shape[1]) - 1
+        k, v = (F.pad(e, (0, 0, 0, 0, reach, reach)) for e in (k, v))
+        y = windowed_attention(q, k, v, F.pad(document, (reach, reach), value=-2), ahead=reach)
+        return self.out(steps.spread(y.flatten(-2)))
+
     def _empty(self, k: Tensor) -> AttentionState:
         nothing = k.new_zeros(k.shape[0], self.window - 1, *k.shape[2:])
         return AttentionState(nothing, nothing, nothing.new_zeros(nothing.shape[:2], dtype=torch.bool))
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, document: Tensor) -> Tensor:
-    """Attention of T queries to the last N - T + 1 steps, themselves included, of their own document.
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, document: Tensor, *, ahead: int = 0) -> Tensor:
+    """Attention of T queries to the N - T - ahead steps before them, themselves and the `ahead` steps after them.
 
-    Computed in blocks of as many queries as a window holds, each against its own and the window before it.
+    Only steps of a query's own document are seen. Computed in blocks of as many queries as there are steps before
+    one, each block against its own keys and those before and after it.
 
     Args:
         q: [B, T, H, D].
-        k, v: [B, N, H, D]; query t stands at key N - T + t.
-        document: integers [B, N], equal within a document and never negative; queries must not stand on 0.
+        k, v: [B, N, H, D]; query t stands at key N - T - ahead + t.
+        document: integers [B, N], equal within a document; -1 is none.
 
     Returns:
         [B, T, H, D].
     """
     time = q.shape[1]
-    reach = k.shape[1] - time
+    reach = k.shape[1] - time - ahead
     block = min(reach + 1, time)
     padding = -time % block
     q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
     document = F.pad(document, (0, padding), value=-1)
 
     q = q.unflatten(1, (-1, block)).transpose(2, 3).flatten(0, 1)  # [B * blocks, H, block, D]
-    k, v = (x.unfold(1, block + reach, block).flatten(0, 1).transpose(2, 3) for x in (k, v))
-    keys = document.unfold(1, block + reach, block)  # [B, blocks, block + reach]
-    place = torch.arange(block + reach, device=q.device)
-    distance = place[reach:, None] - place
-    seen = (distance >= 0) & (distance <= reach) & (keys[..., reach:, None] == keys[..., None, :])
+    k, v = (x.unfold(1, block + reach + ahead, block).flatten(0, 1).transpose(2, 3) for x in (k, v))
+    keys = document.unfold(1, block + reach + ahead, block)  # [B, blocks, block + reach + ahead]
+    place = torch.arange(block + reach + ahead, device=q.device)
+    own = slice(reach, reach + block)
+    distance = place[own, None] - place
+    seen = (distance >= -ahead) & (distance <= reach) & (keys[..., own, None] == keys[..., None, :])
 
-    q, k = rotate(q, place[reach:]), rotate(k, place)
+    q, k = rotate(q, place[own]), rotate(k, place)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen.flatten(0, 1)[:, None])
     return y.unflatten(0, keys.shape[:2]).transpose(2, 3).flatten(1, 2)[:, :time]
 

@@ -70,14 +70,15 @@ class Block(nn.Module):
                         return SLSTM(width, heads, index=index, depth=depth)
                     return SLSTM(width, heads, kernel=0, index=index, depth=depth, eps=1e-6)
                 case "a":
-                    return SlidingWindowAttention(width, heads, window=window, depth=depth)
+                    return SlidingWindowAttention(width, heads, window=window, depth=depth, causal=not bidirectional)
                 case "l" | "g":
                     return Classic(width, "lstm" if kind == "l" else "gru")
             raise ValueError(f"kind must be 'm', 's', 'h', 'a', 'l' or 'g', got {kind!r}")
 
         norm = LayerNorm if style == "paper" else RMSNorm
         self.mixer_norm = norm(width)
-        self.mixer = Bidirectional(mixer(), mixer()) if bidirectional else mixer()
+        # Attention sees both sides by itself.
+        self.mixer = Bidirectional(mixer(), mixer()) if bidirectional and kind != "a" else mixer()
         self.mlp: GatedMLP | None = None
         if style == "large":
             self.mlp = GatedMLP(width, round_up(2.667 * width, 64), activation="silu", depth=depth)

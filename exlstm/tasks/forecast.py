@@ -157,6 +157,7 @@ def _make(model: ModelOptions) -> "Forecaster":
     import torch
 
     from exlstm.models import Backbone
+    from exlstm.models.arch import pattern_of
     from exlstm.models.forecaster import Forecaster
 
     forecaster = Forecaster(pattern=model.pattern, width=model.width)
@@ -165,7 +166,9 @@ def _make(model: ModelOptions) -> "Forecaster":
         raise ValueError(f"expected --model.width to be at least 1, got {config.width}")
     with torch.device("meta"):  # `fit` builds the network only after there is a folder for the run
         Backbone(config.pattern, config.width, config.heads, style=config.style)
-    return forecaster
+    return Forecaster(
+        config, pattern=pattern_of(model.arch, config.pattern, config.width, config.heads, style=config.style)
+    )
 
 
 def _load(run: Run, device: str, prog: str) -> "Forecaster":

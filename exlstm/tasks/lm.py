@@ -216,14 +216,16 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "LanguageModel":
     import torch
 
     from exlstm.models import LanguageModel
+    from exlstm.models.arch import pattern_of
     from exlstm.train import derive_seed
 
+    model = options.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "network"))
         return LanguageModel(
             vocabulary=tokenizer.vocabulary,
-            pattern=options.model.pattern,
-            width=options.model.width,
+            pattern=pattern_of(model.arch, model.pattern, model.width, style=options.style),
+            width=model.width,
             style=options.style,
             dropout=options.dropout,
         )

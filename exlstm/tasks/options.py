@@ -17,11 +17,11 @@ class ModelOptions:
     """The model."""
 
     pattern: str = "mmmh"
-    """The blocks in order: m mLSTM, s sLSTM, h hierarchical mLSTM, a attention; "(mms)x2" repeats."""
+    """The blocks in order: m mLSTM, s sLSTM, h hierarchical mLSTM, a attention, l LSTM, g GRU; "(mms)x2" repeats."""
     width: int = 64
     """Numbers in the vector that passes from block to block."""
-    arch: Literal["xlstm"] = "xlstm"
-    """The family of networks."""
+    arch: Literal["xlstm", "lstm", "gru", "transformer"] = "xlstm"
+    """The family of networks; others than xlstm get as many blocks of theirs as give about as many weights."""
 
 
 @dataclass(frozen=True)

@@ -182,17 +182,20 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "Seq2Seq":
 
     from exlstm.data.text import BOS, EOS
     from exlstm.models import Seq2Seq
+    from exlstm.models.arch import pattern_of
     from exlstm.train import derive_seed
 
+    model = options.model
+    encoder = options.encoder or model.pattern
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "network"))
         return Seq2Seq(
             vocabulary=tokenizer.vocabulary,
             bos=BOS,
             eos=EOS,
-            encoder=options.encoder or options.model.pattern,
-            decoder=options.model.pattern,
-            width=options.model.width,
+            encoder=pattern_of(model.arch, encoder, model.width, bidirectional=True),
+            decoder=pattern_of(model.arch, model.pattern, model.width),
+            width=model.width,
             dropout=options.dropout,
             memory=options.memory,
         )

@@ -13,17 +13,33 @@ def dense(layer: SlidingWindowAttention, x: Tensor) -> Tensor:
     q, k, v = (p.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for p in layer.qkv(x).chunk(3, -1))
     place = torch.arange(x.shape[1])
     distance = place[:, None] - place
-    seen = (distance >= 0) & (distance < layer.window)
+    seen = (distance >= (0 if layer.causal else 1 - layer.window)) & (distance < layer.window)
     y = F.scaled_dot_product_attention(rotate(q, place), rotate(k, place), v, attn_mask=seen)
     return layer.out(y.transpose(1, 2).flatten(-2))
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 8, 50])
 @pytest.mark.parametrize("time", [1, 7, 8, 9, 40])
-def test_it_equals_dense_attention_to_the_last_steps(window, time):
-    layer = SlidingWindowAttention(12, 3, window=window).double()
+@pytest.mark.parametrize("causal", [True, False])
+def test_it_equals_dense_attention_to_the_steps_in_the_window(window, time, causal):
+    layer = SlidingWindowAttention(12, 3, window=window, causal=causal).double()
     x = 3 * torch.randn(2, time, 12, dtype=torch.float64)
     torch.testing.assert_close(layer(x)[0], dense(layer, x))
+
+
+def test_attention_to_both_sides_sees_the_present_steps_of_its_own_document():
+    layer = SlidingWindowAttention(12, 3, window=4, causal=False).double()
+    x, mask = torch.randn(1, 30, 12, dtype=torch.float64), torch.rand(1, 30) < 0.7
+    reset = torch.zeros(1, 30, dtype=torch.bool)
+    reset[0, 11] = True
+    y, state = layer(x, mask=mask, reset=reset)
+    assert state is None
+    assert (y[~mask] == 0).all()
+    for part in (slice(0, 11), slice(11, 30)):
+        present = mask[0, part]
+        torch.testing.assert_close(y[:, part][:, present], dense(layer, x[:, part][:, present]))
+    with pytest.raises(ValueError, match="carries no state"):
+        layer(x, SlidingWindowAttention(12, 3, window=4).double()(x)[1])
 
 
 def test_rotary_scores_depend_on_distance_only():

@@ -143,6 +143,18 @@ def test_beams_as_wide_as_the_tree_find_the_likeliest_of_all_continuations():
     assert found[0][0] == pytest.approx(score(best), rel=1e-9)
 
 
+def test_bfloat16_autocast_agrees_with_float32_and_can_be_trained():
+    model, x = random_model().float(), tokens(2, 30)
+    exact, _ = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = model(x)
+        loss = logits.float().square().mean()
+    # Rounding to 8 bits in a dozen layers one after the other.
+    assert float((logits.float() - exact).detach().norm() / exact.detach().norm()) < 0.1
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 def test_sampling_follows_the_probabilities():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(200_000, 4)
     generator = torch.Generator().manual_seed(0)

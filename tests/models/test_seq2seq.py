@@ -97,6 +97,20 @@ def test_a_saved_model_writes_the_same(memory, tmp_path):
     assert again.generate(sources, **options).tokens == model.generate(sources, **options).tokens
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_bfloat16_autocast_agrees_with_float32_and_can_be_trained(memory):
+    model = random_model(memory).float()
+    source, target = tokens(2, 14), tokens(2, 6)
+    exact = model(source, target)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(source, target)
+        loss = logits.float().square().mean()
+    # Rounding to 8 bits in a dozen layers one after the other.
+    assert float((logits.float() - exact).detach().norm() / exact.detach().norm()) < 0.1
+    loss.backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
 def test_what_was_read_can_be_seen():
     model = random_model()
     stored = model.encode(tokens(2, 20))
