@@ -131,6 +131,9 @@ def _cells(outcome: Outcome) -> tuple[str, str, str, str]:
         facts.append(f"{outcome.facts['parameters'] / 1e6:.1f} M parameters")
     if "state_bytes" in outcome.facts:
         facts.append(f"state of {_size(outcome.facts['state_bytes'])}")
+    if "mean_logit_error" in outcome.facts:
+        error, most, change = (outcome.facts[x] for x in ("mean_logit_error", "largest_logit_error", "loss_change"))
+        facts.append(f"logits off by {error:.2g} on average, {most:.2g} at most, loss {change:+.5f} nats")
     memory = "unknown" if outcome.peak_bytes is None else _size(outcome.peak_bytes)
     spread = f"{_duration(min(outcome.seconds))} to {_duration(max(outcome.seconds))}"
     return _duration(median(outcome.seconds)), spread, memory, ", ".join(facts)
