@@ -29,7 +29,7 @@ def main(words: Sequence[str] | None = None) -> int:
     free = available_memory()
     settings = Settings(
         repeats=options.repeats or (1 if options.quick else Settings.repeats),
-        turn_seconds=0.01 if options.quick else Settings.turn_seconds,
+        turn_seconds=options.turn_seconds or (0.01 if options.quick else Settings.turn_seconds),
         memory=None if free is None else int(MEMORY_SHARE * free),
     )
     results: list[Result] = []
@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument(
         "--repeats", type=_positive, metavar="N", help=f"turns of each contestant (default: {Settings.repeats})"
+    )
+    parser.add_argument(
+        "--turn-seconds",
+        type=float,
+        metavar="S",
+        help=f"length of a turn; one call, if it takes longer (default: {Settings.turn_seconds})",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in their title")
     parser.add_argument(
