@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -15,7 +16,6 @@ from exlstm.models.seq2seq_training import mean_loss
 LENGTHS = (5, 10, 20, 30)
 """Words of a source, at which the scores by length are parted."""
 _AT_ONCE = 64
-_MOST_TOKENS = 2  # times the tokens of the longest source of a batch, and some
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,20 @@ def evaluate(model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, beams: int, 
 def translate(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: int) -> list[str]:
     """The translation of each text; of an empty text an empty one."""
     tokens = tokenizer.encode_all([" ".join(text.split()) for text in texts])
-    order = sorted((n for n, x in enumerate(tokens) if x), key=lambda n: len(tokens[n]))
     found = [""] * len(texts)
-    for begin in range(0, len(order), _AT_ONCE):
-        part = order[begin : begin + _AT_ONCE]
-        most = 20 + _MOST_TOKENS * len(tokens[part[-1]])
-        rows = model.generate([tokens[n] for n in part], most=most, beams=beams).tokens
-        for n, row in zip(part, rows, strict=True):
-            found[n] = " ".join(tokenizer.decode(row).split())  # a line
+    for most, same in groupby(sorted((_most(x), n) for n, x in enumerate(tokens) if x), key=lambda pair: pair[0]):
+        numbers = [n for _, n in same]
+        for begin in range(0, len(numbers), _AT_ONCE):
+            part = numbers[begin : begin + _AT_ONCE]
+            rows = model.generate([tokens[n] for n in part], most=most, beams=beams).tokens
+            for n, row in zip(part, rows, strict=True):
+                found[n] = " ".join(tokenizer.decode(row).split())  # a line
     return found
+
+
+def _most(source: Sequence[int]) -> int:
+    """Tokens that a translation may have: by the source alone, so that it does not depend on its neighbours."""
+    return 20 + 2 * (1 << (len(source) - 1).bit_length())
 
 
 def corpus_scores(found: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:

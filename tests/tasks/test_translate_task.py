@@ -77,7 +77,7 @@ def test_translations_do_not_depend_on_their_neighbours(run):
     model, tokenizer = Seq2Seq.from_pretrained(run / "model").double(), Tokenizer.load(run / "model")
     texts = ["the memory", "long text writes the long long text", "", "reads"]
     together = translate(model, tokenizer, texts, beams=3)
-    assert [translate(model, tokenizer, [text], beams=3)[0][:10] for text in texts] == [x[:10] for x in together]
+    assert [translate(model, tokenizer, [text], beams=3)[0] for text in texts] == together
 
 
 @pytest.mark.parametrize(
