@@ -9,6 +9,7 @@ from exlstm import __version__, cli, info
 from exlstm.arguments import UsageError, flags
 from exlstm.tasks import TASKS, forecast
 
+ALL = ", ".join(TASKS)
 COMMON = [
     "--data",
     "--out",
@@ -53,10 +54,10 @@ def folders(tmp_path, monkeypatch) -> Path:
         ("help", "exlstm has no command 'help'; did you mean exlstm --help?"),
         ("--hep", "exlstm has no option '--hep'; did you mean exlstm --help?"),
         ("zzz", "exlstm has no command 'zzz'; exlstm --help lists what there is"),
-        ("train", "exlstm train needs a task, one of: forecast, lm, translate"),
-        ("train --data x.csv", "exlstm train needs a task before its options, one of: forecast, lm, translate"),
+        ("train", f"exlstm train needs a task, one of: {ALL}"),
+        ("train --data x.csv", f"exlstm train needs a task before its options, one of: {ALL}"),
         ("train forcast", "there is no task 'forcast'; did you mean exlstm train forecast?"),
-        ("train juggle", "there is no task 'juggle'; expected one of: forecast, lm, translate"),
+        ("train juggle", f"there is no task 'juggle'; expected one of: {ALL}"),
         ("train forecast --horizn 3", "exlstm train forecast has no option --horizn; did you mean --horizon?"),
         (
             "train forecast data.csv",

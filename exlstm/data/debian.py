@@ -101,3 +101,20 @@ def sentence_pairs(one: dict[str, Description], other: dict[str, Description]) -
                 if x and y and len(u) == len(v):
                     pairs += zip(u, v, strict=True)
         yield from ((*pair, a.package) for pair in pairs if pair[0] != pair[1])
+
+
+def source_packages(folder: Path) -> dict[str, str]:
+    """The source package that each package in the lists in `folder` is built from."""
+    found = {}
+    for path in sorted(folder.glob("*_Packages")):
+        for fields in stanzas(path):
+            found[fields["Package"]] = fields.get("Source", fields["Package"]).split()[0]  # a version may follow
+    return found
+
+
+def summaries(descriptions: dict[str, Description], sources: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Flowing text of each description, its synopsis, and the source package."""
+    for key in sorted(descriptions):
+        found = descriptions[key]
+        if body := " ".join(text for text in found.paragraphs if text):
+            yield body, found.synopsis, sources.get(found.package, found.package)

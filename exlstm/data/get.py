@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,10 +141,26 @@ def _descriptions(language: str) -> Callable[[Path], None]:
             pairs = dict.fromkeys(debian.sentence_pairs(*both))
         if not pairs:
             raise ValueError(f"Debian's lists here have no descriptions in both English and {language!r}")
-        lines = ["source\ttarget\tgroup", *("\t".join(cell.replace("\t", " ") for cell in pair) for pair in pairs)]
-        (folder / "pairs.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        _write_table(folder / "pairs.tsv", ("source", "target", "group"), pairs)
 
     return fetch
+
+
+def _summaries(folder: Path) -> None:
+    """summaries.tsv: package descriptions and their synopses; a tenth of the source packages is for the test."""
+    with tempfile.TemporaryDirectory() as temporary:
+        lists = Path(temporary) / "lists"
+        debian.fetch_lists(lists, "en")
+        found = debian.summaries(debian.read_descriptions(lists, "en"), debian.source_packages(lists))
+        rows = dict.fromkeys((*row, "test" if zlib.crc32(row[2].encode()) % 10 == 0 else "train") for row in found)
+    if not rows:
+        raise ValueError("Debian's lists here have no English descriptions; apt-get update shows what is there")
+    _write_table(folder / "summaries.tsv", ("source", "target", "group", "split"), rows)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    lines = ("\t".join(cell.replace("\t", " ") for cell in row) for row in (columns, *rows))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 SOURCES = {
@@ -161,5 +178,10 @@ SOURCES = {
         "the same, English and French, some 60,000 pairs (for translate)",
         "that of each package's description in Debian, all free (DFSG); from Debian's package lists",
         _descriptions("fr"),
+    ),
+    "description-summaries": Source(
+        "Debian's package descriptions in English and their one-line synopses, some 54,000 (for summarize)",
+        "that of each package's description in Debian, all free (DFSG); from Debian's package lists",
+        _summaries,
     ),
 }

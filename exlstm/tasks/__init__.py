@@ -17,5 +17,6 @@ TASKS = {
     "forecast": "forecast time series, with quantiles",
     "lm": "model and write text",
     "translate": "translate texts",
+    "summarize": "summarise texts",
 }
 """Name of the task, which is that of its module in this package, and what it does."""

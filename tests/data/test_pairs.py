@@ -116,3 +116,17 @@ def test_an_epoch_holds_every_pair_once_and_the_next_in_another_order(tokens):
 def test_batches_by_length_hold_all_pairs_once(tokens):
     batches = tokens.batches_by_length(16)
     assert sorted(n for batch in batches for n in batch) == list(range(len(tokens)))
+
+
+def test_a_column_split_decides_and_validation_is_taken_from_train_alone(tmp_path):
+    rows = [(*row, "test" if int(row[2][1:]) < 20 else "train") for row in ROWS]
+    names = ("source", "target", "group", "split")
+    pairs = read_pairs(write(tmp_path / "x.tsv", rows, names))
+    assert {pair.group for pair in pairs.test} == {f"g{n}" for n in range(20)}
+    assert len(pairs.test) == 80
+    assert pairs.validation
+    assert not {pair.group for pair in pairs.validation} & {pair.group for pair in pairs.train}
+    told = [(*row[:3], "validation" if row[2] == "g50" else row[3]) for row in rows]
+    assert {pair.group for pair in read_pairs(write(tmp_path / "y.jsonl", told, names)).validation} == {"g50"}
+    with pytest.raises(ValueError, match=r"y.tsv:2 has 'dev' in 'split'; expected one of train, validation, test"):
+        read_pairs(write(tmp_path / "y.tsv", [("a", "b", "g", "dev")], names))

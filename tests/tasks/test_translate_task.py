@@ -9,7 +9,8 @@ import pytest
 from exlstm.cli import main
 from exlstm.data.text import Tokenizer
 from exlstm.models import Seq2Seq
-from exlstm.tasks.translate_evaluation import corpus_scores, translate
+from exlstm.tasks.pair_metrics import bleu_and_chrf
+from exlstm.tasks.pairs_evaluation import write
 
 pytest.importorskip("sacrebleu")
 
@@ -51,7 +52,7 @@ def test_a_run_holds_all_that_it_promises(run):
 def test_the_table_is_what_was_scored(run):
     table = pd.read_csv(run / "translations.tsv", sep="\t", keep_default_na=False)
     scores = json.loads((run / "scores.json").read_text())["model"]
-    found = corpus_scores(list(table["translation"]), list(table["target"]))[0]
+    found = bleu_and_chrf(list(table["translation"]), list(table["target"]))[0]
     assert found["BLEU"] == pytest.approx(scores["BLEU"])
     assert found["chrF"] == pytest.approx(scores["chrF"])
 
@@ -76,8 +77,8 @@ def test_predict_translates_a_file_or_a_text(run, tmp_path, capsys):
 def test_translations_do_not_depend_on_their_neighbours(run):
     model, tokenizer = Seq2Seq.from_pretrained(run / "model").double(), Tokenizer.load(run / "model")
     texts = ["the memory", "long text writes the long long text", "", "reads"]
-    together = translate(model, tokenizer, texts, beams=3)
-    assert [translate(model, tokenizer, [text], beams=3)[0] for text in texts] == together
+    together = write(model, tokenizer, texts, beams=3)
+    assert [write(model, tokenizer, [text], beams=3)[0] for text in texts] == together
 
 
 @pytest.mark.parametrize(

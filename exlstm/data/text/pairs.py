@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exlstm.data.text.corpus import SPLITS
 from exlstm.data.text.reading import Reading
 from exlstm.data.text.rows import read_rows
 from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -26,6 +27,8 @@ class Pair(NamedTuple):
     target: str
     group: str
     """Pairs of one group are in one split, for their texts may be alike."""
+    split: str | None = None
+    """The split that the file puts it in, if it says so."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,21 @@ class Pairs:
 
 
 def read_pairs(
-    path: Path, *, source: str = "source", target: str = "target", group: str = "group", most: int = 2000
+    path: Path,
+    *,
+    source: str = "source",
+    target: str = "target",
+    group: str = "group",
+    split: str = "split",
+    most: int = 2000,
 ) -> Pairs:
     """The pairs of a .tsv, .jsonl or .parquet file, each in one of three splits.
 
     Texts are brought to Unicode's normal form C and stripped. Pairs with an empty side and pairs that were there
     before are left out. Groups (without a column for them: equal sources) go to a split together, by a checksum of
-    the group: a twentieth each to validation and test, but none more once there are `most` pairs.
+    the group: a twentieth each to validation and test, but none more once there are `most` pairs. A column `split`
+    decides instead where there is one, with "train", "validation" and "test" in it; without any "validation" a
+    twentieth of "train" becomes it.
     A training pair whose source or target is also one of the test or validation pairs is left out. What was done is
     said in `notes`.
 
@@ -54,21 +65,17 @@ def read_pairs(
     """
     reading = Reading()
     pairs: dict[tuple[str, str], Pair] = {}
-    for row in read_rows(path, [source, target], [group]):
+    for row in read_rows(path, [source, target], [group, split]):
         a, b = (_clean(text or "") for text in row.texts[:2])
+        if row.texts[3] not in (None, *SPLITS):
+            raise ValueError(f"{row.where} has {row.texts[3]!r} in {split!r}; expected one of {', '.join(SPLITS)}")
         if not a or not b:
             reading.counts["one empty"] += 1
         elif (a, b) in pairs:
             reading.counts["repeated"] += 1
         else:
-            pairs[a, b] = Pair(a, b, row.texts[2] or a)
-    splits: dict[str, list[Pair]] = {"train": [], "validation": [], "test": []}
-    chosen: dict[str, str] = {}
-    for pair in pairs.values():
-        if pair.group not in chosen:
-            part = {0: "test", 1: "validation"}.get(zlib.crc32(pair.group.encode()) % _WHOLE, "train")
-            chosen[pair.group] = part if part == "train" or len(splits[part]) < most else "train"
-        splits[chosen[pair.group]].append(pair)
+            pairs[a, b] = Pair(a, b, row.texts[2] or a, row.texts[3])
+    splits = _split([*pairs.values()], most)
     held = [*splits["validation"], *splits["test"]]
     sources, targets = {pair.source for pair in held}, {pair.target for pair in held}
     train = [pair for pair in splits["train"] if pair.source not in sources and pair.target not in targets]
@@ -78,6 +85,23 @@ def read_pairs(
             f"{path} has {len(pairs)} different pairs: too few for training and test parts; give some hundreds"
         )
     return Pairs(train, splits["validation"], splits["test"], reading.notes("pair"))
+
+
+def _split(pairs: Sequence[Pair], most: int) -> dict[str, list[Pair]]:
+    """The pairs of each split, whole groups of them where the pairs do not say."""
+    told = any(pair.split == "validation" for pair in pairs)
+    splits: dict[str, list[Pair]] = {name: [] for name in SPLITS}
+    chosen: dict[str, str] = {}
+    for pair in pairs:
+        part = pair.split
+        if part is None or (part == "train" and not told):
+            names = {0: "test", 1: "validation"} if part is None else {1: "validation"}
+            if pair.group not in chosen:
+                drawn = names.get(zlib.crc32(pair.group.encode()) % _WHOLE, "train")
+                chosen[pair.group] = drawn if len(splits[drawn]) < most else "train"
+            part = chosen[pair.group]
+        splits[part].append(pair)
+    return splits
 
 
 def _clean(text: str) -> str:

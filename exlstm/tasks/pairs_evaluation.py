@@ -1,4 +1,4 @@
-"""How well a model translates held-out texts."""
+"""How well a model writes the targets of held-out sources."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,26 +12,25 @@ from torch import Tensor
 from exlstm.data.text import BOS, EOS, Pairs, Tokenizer, TokenPairs
 from exlstm.models import Seq2Seq
 from exlstm.models.seq2seq_training import mean_loss
+from exlstm.tasks.pairs import Kind
 
-LENGTHS = (5, 10, 20, 30)
-"""Words of a source, at which the scores by length are parted."""
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of translating the test part."""
+    """What came of writing for the test part."""
 
     scores: dict[str, float]
     baselines: dict[str, dict[str, float]]
     signatures: dict[str, str]
-    """How BLEU and chrF were computed, as sacrebleu says it."""
+    """How the scores were computed."""
     by_length: list[dict[str, Any]]
-    """For sources of some numbers of words: from, to, pairs, BLEU."""
+    """For sources of some numbers of words: from, to, pairs, and the scores."""
     table: pd.DataFrame
-    """A row a pair: source, target, translation."""
+    """A row a pair: source, target, and what was written."""
     reads: "Reads | None"
-    """What was read from the memory in one translation; None for a memory without nodes."""
+    """What was read from the memory while one text was written; None for a memory without nodes."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +42,28 @@ class Reads:
     weights: Tensor  # [T, S] the mean over heads of the weights of the leaves, or of attention, by source token
 
 
-def evaluate(model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, beams: int, longest: int) -> Evaluation:
-    """Translate the test part and score it.
+def evaluate(kind: Kind, model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, beams: int, longest: int) -> Evaluation:
+    """Write a target for every source of the test part, and score them.
 
     Raises:
         ValueError: the package that scores is not installed.
     """
     sources, targets = [pair.source for pair in pairs.test], [pair.target for pair in pairs.test]
-    found = translate(model, tokenizer, sources, beams=beams)
-    table = pd.DataFrame({"source": sources, "target": targets, "translation": found})
-    scores, signatures = corpus_scores(found, targets)
+    found = write(model, tokenizer, sources, beams=beams)
+    table = pd.DataFrame({"source": sources, "target": targets, kind.result: found})
+    scores, signatures = kind.metric(found, targets)
     scores["loss"] = mean_loss(model, TokenPairs(pairs.test, tokenizer, longest=longest))
     words = [len(source.split()) for source in sources]
     by_length = []
-    for low, high in zip((0, *LENGTHS), (*LENGTHS, max(*words, LENGTHS[-1] + 1)), strict=True):
+    for low, high in zip((0, *kind.lengths), (*kind.lengths, max(*words, kind.lengths[-1] + 1)), strict=True):
         part = [n for n, count in enumerate(words) if low < count <= high]
         if part:
-            bleu = corpus_scores([found[n] for n in part], [targets[n] for n in part])[0]["BLEU"]
-            by_length.append({"from": low + 1, "to": high, "pairs": len(part), "BLEU": bleu})
+            theirs, _ = kind.metric([found[n] for n in part], [targets[n] for n in part])
+            by_length.append({"from": low + 1, "to": high, "pairs": len(part), **theirs})
     middle = sorted(range(len(sources)), key=lambda n: (abs(words[n] - 15), n))[0]
     return Evaluation(
         scores=scores,
-        baselines={"source copied": corpus_scores(sources, targets)[0]},
+        baselines={kind.baseline: kind.metric([*map(kind.without_model, sources)], targets)[0]},
         signatures=signatures,
         by_length=by_length,
         table=table,
@@ -72,8 +71,8 @@ def evaluate(model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, beams: int, 
     )
 
 
-def translate(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: int) -> list[str]:
-    """The translation of each text; of an empty text an empty one."""
+def write(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: int) -> list[str]:
+    """The target of each source; of an empty text an empty one."""
     tokens = tokenizer.encode_all([" ".join(text.split()) for text in texts])
     found = [""] * len(texts)
     for most, same in groupby(sorted((_most(x), n) for n, x in enumerate(tokens) if x), key=lambda pair: pair[0]):
@@ -87,21 +86,8 @@ def translate(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, bea
 
 
 def _most(source: Sequence[int]) -> int:
-    """Tokens that a translation may have: by the source alone, so that it does not depend on its neighbours."""
+    """Tokens that a target may have: by the source alone, so that it does not depend on its neighbours."""
     return 20 + 2 * (1 << (len(source) - 1).bit_length())
-
-
-def corpus_scores(found: Sequence[str], targets: Sequence[str]) -> tuple[dict[str, float], dict[str, str]]:
-    """BLEU and chrF of translations, and how they were computed."""
-    try:
-        from sacrebleu.metrics import BLEU, CHRF
-    except ImportError:
-        raise ValueError("scoring translations needs the package sacrebleu: pip install 'exlstm[text]'") from None
-    scores, signatures = {}, {}
-    for name, metric in (("BLEU", BLEU()), ("chrF", CHRF())):
-        scores[name] = float(metric.corpus_score([*found], [[*targets]]).score)
-        signatures[name] = str(metric.get_signature())
-    return scores, signatures
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The pairs of a translation run, and their tokens."""
+"""The pairs of texts of a run, and their tokens."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from exlstm.data.text import Pairs, Tokenizer, TokenPairs, read_pairs
 
 if TYPE_CHECKING:
-    from exlstm.tasks.translate import Train
+    from exlstm.tasks.pairs import Train
 
 
 def read(options: "Train") -> Pairs:

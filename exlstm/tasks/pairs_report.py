@@ -1,4 +1,4 @@
-"""The report of a translation run: what it says and shows, from its evaluation."""
+"""The report of a run on pairs of texts: what it says and shows, from its evaluation."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -6,23 +6,23 @@ from typing import Any
 
 from exlstm.data.text import Pairs
 from exlstm.tasks.figures import MODEL, Picture, axes, loss_curve, picture
+from exlstm.tasks.pairs import Kind
+from exlstm.tasks.pairs_evaluation import Evaluation, Reads
 from exlstm.tasks.report import Number, Report, Section, Table
 from exlstm.tasks.report_facts import configuration, footer, plural
 from exlstm.tasks.runs import Run
-from exlstm.tasks.translate_evaluation import Evaluation, Reads
 
-METRICS = ("BLEU", "chrF")
-COLUMNS = ["", *METRICS]
 _SHOWN = 12
 
 
-def score_rows(scores: Mapping[str, Any]) -> list[list[str]]:
+def score_rows(kind: Kind, scores: Mapping[str, Any]) -> list[list[str]]:
     """The model's and the baselines' scores as rows of text; `scores` is as in `scores.json`."""
     everyone = {"model": scores["model"], **scores["baselines"]}
-    return [[name, *(f"{values[metric]:.1f}" for metric in METRICS)] for name, values in everyone.items()]
+    return [[name, *(f"{values[metric]:.1f}" for metric in kind.shown)] for name, values in everyone.items()]
 
 
 def make_report(
+    kind: Kind,
     evaluation: Evaluation,
     pairs: Pairs,
     *,
@@ -33,32 +33,32 @@ def make_report(
     command: Sequence[str],
 ) -> Report:
     """The report on a run that was evaluated on the test part of `pairs`."""
-    ours = evaluation.scores
+    ours, first = evaluation.scores, kind.shown[0]
     examples = evaluation.table.sample(min(_SHOWN, len(evaluation.table)), random_state=0).sort_index()
-    pictures = [by_length(evaluation), loss_curve(history)]
+    pictures = [by_length(kind, evaluation), loss_curve(history)]
     if evaluation.reads is not None:
-        pictures.append(read_map(evaluation.reads, evaluation))
+        pictures.append(read_map(evaluation.reads))
     return Report(
-        kicker="exlstm train translate",
-        title="A translator",
+        kicker=f"exlstm train {kind.task}",
+        title=kind.title,
         headline=(
-            f"BLEU {ours['BLEU']:.1f} and chrF {ours['chrF']:.1f} on {plural(len(pairs.test), 'text')} that the model "
-            f"had not seen; the sources themselves would score {evaluation.baselines['source copied']['BLEU']:.1f}."
+            f"{' and '.join(f'{name} {ours[name]:.1f}' for name in kind.shown[:2])} on "
+            f"{plural(len(pairs.test), 'text')} that the model had not seen; {kind.baseline} scores "
+            f"{evaluation.baselines[kind.baseline][first]:.1f} in {first}."
         ),
         numbers=[
-            Number(f"{ours['BLEU']:.1f}", "BLEU", evaluation.signatures["BLEU"].split("|")[-1]),
-            Number(f"{ours['chrF']:.1f}", "chrF"),
+            *(Number(f"{ours[name]:.1f}", name) for name in kind.shown),
             Number(f"{len(pairs.train):,}", "pairs to learn from"),
         ],
         sections=[
             Section(
                 "Scores",
-                table=Table(COLUMNS, score_rows(scores), frozenset({(0, 1), (0, 2)}), "Higher is better."),
+                table=_table(kind, scores),
                 facts=evaluation.signatures,
             ),
             Section("How it learns, and where it is good", pictures=pictures),
             Section(
-                "Some translations, chosen at random",
+                f"Some {kind.results}, chosen at random",
                 notes=[
                     f"{source} → {found or '(nothing)'}{'' if found == target else f' (as it should be: {target})'}"
                     for source, target, found in examples.astype(str).to_numpy().tolist()
@@ -74,25 +74,31 @@ def make_report(
 _SPLITS = ("train", "validation", "test")
 
 
-def by_length(evaluation: Evaluation) -> Picture:
-    """BLEU over the length of the source."""
-    parts = evaluation.by_length
+def _table(kind: Kind, scores: Mapping[str, Any]) -> Table:
+    rows = score_rows(kind, scores)
+    best = {(max(range(len(rows)), key=lambda row: float(rows[row][n])), n) for n in range(1, len(rows[0]))}
+    return Table(["", *kind.shown], rows, frozenset(best), "Higher is better.")
+
+
+def by_length(kind: Kind, evaluation: Evaluation) -> Picture:
+    """The score that decides, over the length of the source."""
+    parts, name_of_score = evaluation.by_length, kind.shown[0]
     names = [f"{part['from']}–{part['to']}" for part in parts]
     with axes() as drawn:
-        bars = drawn.bar(names, [part["BLEU"] for part in parts], color=MODEL, width=0.7)
+        bars = drawn.bar(names, [part[name_of_score] for part in parts], color=MODEL, width=0.7)
         drawn.bar_label(bars, [f"{part['pairs']:,} texts" for part in parts], fontsize=8, padding=2)
         drawn.set_xlabel("words of the source")
-        drawn.set_ylabel("BLEU")
+        drawn.set_ylabel(name_of_score)
         drawn.grid(False, axis="x")
         return picture(
             drawn,
-            "BLEU by the length of the source.",
+            f"{name_of_score} by the length of the source.",
             description="Bar chart: "
-            + ", ".join(f"{part['BLEU']:.1f} at {name} words" for part, name in zip(parts, names, strict=True)),
+            + ", ".join(f"{part[name_of_score]:.1f} at {name} words" for part, name in zip(parts, names, strict=True)),
         )
 
 
-def read_map(reads: Reads, evaluation: Evaluation) -> Picture:
+def read_map(reads: Reads) -> Picture:
     """What was read of the source for every token written."""
     with axes(wide=True) as drawn:
         drawn.imshow(reads.weights.numpy(), aspect="auto", cmap="Greys", vmin=0, interpolation="nearest")
