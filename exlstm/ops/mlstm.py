@@ -43,6 +43,12 @@ class MLSTMState(NamedTuple):
 
         return cls(zeros(dk, dv), zeros(dk), zeros())
 
+    @classmethod
+    def empty_for(cls, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> "MLSTMState":
+        """A memory that holds nothing, for a call of `mlstm`."""
+        batch, _, heads, dk = q.shape
+        return cls.empty(batch, heads, dk, v.shape[-1], dtype=state_dtype(q, k, v, i, f), device=q.device)
+
 
 def mlstm(
     q: Tensor,
@@ -98,15 +104,13 @@ def mlstm(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     dv, dtype = v.shape[-1], state_dtype(q, k, v, i, f)
-    if state is None:
-        state = MLSTMState.empty(batch, heads, dk, dv, dtype=dtype, device=q.device)
-    else:
+    if state is not None:
         check_shape("state.C", state.C, (batch, heads, dk, dv), "[B, H, DK, DV]")
         check_shape("state.n", state.n, (batch, heads, dk), "[B, H, DK]")
         check_shape("state.m", state.m, (batch, heads), "[B, H]")
         check_float(q=q, C=state.C, n=state.n, m=state.m)
         state = MLSTMState(*(x.to(dtype) for x in state))
-    if input_gate == "sigmoid":  # which has neither n nor m
-        state = MLSTMState(state.C, torch.zeros_like(state.n), torch.zeros_like(state.m))
+        if input_gate == "sigmoid":  # which has neither n nor m
+            state = MLSTMState(state.C, torch.zeros_like(state.n), torch.zeros_like(state.m))
     run = resolve("mlstm", backend, q.device)
     return run(q, k, v, i, f, state, mask=mask, reset=reset, chunk_size=chunk_size, input_gate=input_gate)

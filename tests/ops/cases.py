@@ -33,12 +33,17 @@ class Case(NamedTuple):
         arguments = tensors[: len(self.inputs) + len(self.shared)]
         return self.operator(*arguments, state, mask=self.mask, reset=self.reset, backend=backend, **options)
 
-    def outputs_and_gradients(self, backend: str, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
-        """All tensors that the operator returns, and the gradients of a random mixture of them in all its inputs."""
+    def outputs_and_gradients(
+        self, backend: str, read: slice = slice(None), **options: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """All tensors that the operator returns, and the gradients in all its inputs of a random mixture of them.
+
+        Only those in `read` are in the mixture: the output is the first.
+        """
         tensors = (*self.inputs, *self.shared, *([self.state] if self.state is not None else []))
         out = leaves(self.run(backend, *tensors, **options))
         generator = torch.Generator().manual_seed(7)
-        total = sum((torch.randn(o.shape, generator=generator, dtype=torch.float64) * o).sum() for o in out)
+        total = sum((torch.randn(o.shape, generator=generator, dtype=torch.float64) * o).sum() for o in out[read])
         sources = leaves(tensors)
         grads = torch.autograd.grad(total, sources, allow_unused=True)
         return out, [torch.zeros_like(s) if g is None else g for s, g in zip(sources, grads, strict=True)]

@@ -43,6 +43,17 @@ def test_outputs_states_and_gradients_equal_the_reference(operator, backend, tim
         assert_same(actual, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize(("operator", "backend"), FAST_BACKENDS)
+@pytest.mark.parametrize("read", [slice(1), slice(1, None)], ids=["output", "memory"])
+@pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
+def test_gradients_are_right_where_only_the_output_or_only_the_memory_is_read(operator, backend, read, state):
+    options = {} if operator == "slstm" else {"chunk_size": 4}  # several groups of chunks
+    case = draw(operator, 75, state=state)
+    actual = case.outputs_and_gradients(backend, read, **options)
+    for found, expected in zip(actual, case.outputs_and_gradients("reference", read), strict=True):
+        assert_same(found, expected, TOLERANCE)
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
 def test_sigmoid_input_gate_equals_the_reference(backend, steps):

@@ -21,7 +21,7 @@ def mlstm(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    state: MLSTMState,
+    state: MLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
@@ -29,7 +29,7 @@ def mlstm(
     input_gate: InputGate = "exp",
 ) -> tuple[Tensor, MLSTMState]:
     """`exlstm.ops.mlstm` in chunks of `chunk_size` steps."""
-    time = q.shape[1]
+    time, state = q.shape[1], state or MLSTMState.empty_for(q, k, v, i, f)
     if time == 1:
         return reference.mlstm(q, k, v, i, f, state, mask=mask, reset=reset, input_gate=input_gate)
     chunks = Chunks(time, min(chunk_size or CHUNK_SIZE, time))

@@ -23,6 +23,7 @@ struct Matrix {
       : stride(round_up(columns, BLOCK)), columns(padded_columns(columns)),
         lines(size_t((round_up(rows, BLOCK) + ROWS) * stride / BLOCK)) {}
   T* operator[](int64_t row) { return lines.data()->items + row * stride; }
+  void zero() { std::memset(lines.data(), 0, lines.size() * sizeof(Line)); }
 };
 
 // X [K, N] in words of neighbours in a column: the right operand of a product, or its transpose as the left one. Where

@@ -40,10 +40,10 @@ struct Forward {
   Sizes s;
   const In *q, *k, *v;  // [B, T, H, D]
   Gates g;
-  const REAL *C0, *n0;  // [B, H, DK, DV], [B, H, DK]
+  const REAL *C0, *n0;  // [B, H, DK, DV], [B, H, DK]; null: an empty memory
   In* h;                // [B, T, H, DV]
   REAL *d, *C1, *n1;    // [N, B, H, L], [B, H, DK, DV], [B, H, DK]
-  REAL *C_kept, *n_kept;  // [groups, B, H, ...] for the backward, or null
+  REAL *C_kept, *n_kept;  // [groups, B, H, ...] for the backward, without the first of an empty memory; or null
 
   using T = Item<In>;
   struct Space {
@@ -63,16 +63,21 @@ struct Forward {
     const At at(s, task);
     const Weights weights = g.weights();
     Within within(weights, L);
-    for (int64_t i = 0; i < dk; i++) std::memcpy(x.C[i], C0 + (task * dk + i) * dv, dv * sizeof(REAL));
-    std::memcpy(x.n[0], n0 + task * dk, dk * sizeof(REAL));
+    if (C0) {
+      for (int64_t i = 0; i < dk; i++) std::memcpy(x.C[i], C0 + (task * dk + i) * dv, dv * sizeof(REAL));
+      std::memcpy(x.n[0], n0 + task * dk, dk * sizeof(REAL));
+    } else {
+      x.n.zero();
+    }
     for (int64_t c = 0; c < s.chunks(); c++) {
       const int64_t gate = at.gate(c);
-      if (C_kept && c % s.group == 0) keep(at.index(c / s.group), x);
+      const bool empty = c == 0 && !C0;  // then x.C is not read
+      if (C_kept && c % s.group == 0 && !empty) keep(at.index(c / s.group - !C0), x);
       fetch(at, q, c, dk, x.Q);
       fetch(at, k, c, dk, x.K);
       fetch(at, v, c, dv, x.V);
       x.V2.of(x.V, L);
-      x.C2.of(x.C, dk);
+      if (!empty) x.C2.of(x.C, dk);
       within.enter(gate);
       exps(g.u + gate, s.scale, L, x.u);
       exps(g.w + gate, 1, L, x.w);
@@ -81,8 +86,8 @@ struct Forward {
       product(C_LOWER, L, L, dk, rows_of(x.Q), x.KT, x.S);
       weigh(within, s.scale, x.S, x.A, d + gate);
       product(A_LOWER, L, dv, L, rows_of(x.A), x.V2, x.H);
-      product(ALL, L, dv, dk, rows_of(x.Q), x.C2, x.H, {1, nullptr, x.u});
-      if (g.m)
+      if (!empty) product(ALL, L, dv, dk, rows_of(x.Q), x.C2, x.H, {1, nullptr, x.u});
+      if (g.m && !empty)
         for (int64_t t = 0; t < L; t++) d[gate + t] += x.u[t] * dot(x.n[0], x.Q[t], x.n.columns);
       inverses(g.m ? g.m + gate : nullptr, d + gate, L, x.inverse, x.floor);
       divide(at, c, dv, x.H, x.inverse, h);
@@ -90,7 +95,7 @@ struct Forward {
       const REAL kept = std::exp(g.kept[at.index(c)]);
       scale_rows(x.K, x.w, L, x.Kw);
       x.Kw2.of(x.Kw, L);
-      product(ALL, dk, dv, L, columns_of(x.Kw2), x.V2, x.C, {kept});
+      product(ALL, dk, dv, L, columns_of(x.Kw2), x.V2, x.C, {empty ? 0 : kept});
       if (g.m) add_rows(x.n, kept, x.w, x.K, L);
     }
     for (int64_t i = 0; i < dk; i++) std::memcpy(C1 + (task * dk + i) * dv, x.C[i], dv * sizeof(REAL));
@@ -110,11 +115,11 @@ struct Backward {
   Gates g;
   const In* h;
   const REAL *d, *C_kept, *n_kept;
-  const In* dh;             // [B, T, H, DV]
-  const REAL *dC1, *dn1;    // [B, H, DK, DV], [B, H, DK]
+  const In* dh;           // [B, T, H, DV]
+  const REAL *dC1, *dn1;  // [B, H, DK, DV], [B, H, DK]; null: zeros
   In *dq, *dk_, *dv_;
   REAL *da, *dM, *du, *dw, *dkept, *dm;  // as Gates
-  REAL *dC0, *dn0;
+  REAL *dC0, *dn0;  // null: the memory was empty at first
 
   using T = Item<In>;
   struct Space {
@@ -138,14 +143,18 @@ struct Backward {
     const At at(s, task);
     const Weights weights = g.weights();
     Within within(weights, L);
-    transpose(dC1 + task * dk * dv, dk, dv, dv, x.dCT[0], x.dCT.stride);
-    std::memcpy(x.dn[0], dn1 + task * dk, dk * sizeof(REAL));
+    if (dC1) transpose(dC1 + task * dk * dv, dk, dv, dv, x.dCT[0], x.dCT.stride);
+    else x.dCT.zero();
+    if (dn1) std::memcpy(x.dn[0], dn1 + task * dk, dk * sizeof(REAL));
+    else x.dn.zero();
     for (int64_t group = (s.chunks() - 1) / s.group; group >= 0; group--) {
       const int64_t first = group * s.group, last = std::min(first + s.group, s.chunks()) - 1;
       memories(at, group, first, last, x);
       for (int64_t c = last; c >= first; c--) {
         const int64_t gate = at.gate(c), columns = x.dCT.columns;
         Matrix<REAL>&CT = x.CT[c - first], &n = x.n[c - first];
+        // Whether the memory at the chunk's start holds nothing, and whether nothing reads the one at its end.
+        const bool empty = c == 0 && !dC0, unread = c == s.chunks() - 1 && !dC1 && !dn1;
         fetch(at, q, c, dk, x.Q);
         fetch(at, k, c, dk, x.K);
         fetch(at, v, c, dv, x.V);
@@ -165,30 +174,42 @@ struct Backward {
         x.D2.of(x.D, L);
         x.A2.of(x.A, L);
         x.dS2.of(x.dS, L);
-        x.CT2.of(CT, dv);
-        x.dCT2.of(x.dCT, dv);
-        transpose<T>(x.dCT, dv, dk, x.dC);
 
-        product(ALL, L, dk, dv, rows_of(x.D), x.CT2, x.dQ);
-        for (int64_t t = 0; t < L; t++) {
-          if (g.m) add(x.dQ[t], 1, x.dd[t], n[0], columns);
-          du[gate + t] = x.u[t] * dot(x.dQ[t], x.Q[t], columns);
+        if (empty) {
+          std::fill_n(du + gate, L, REAL(0));
+        } else {
+          x.CT2.of(CT, dv);
+          product(ALL, L, dk, dv, rows_of(x.D), x.CT2, x.dQ);
+          for (int64_t t = 0; t < L; t++) {
+            if (g.m) add(x.dQ[t], 1, x.dd[t], n[0], columns);
+            du[gate + t] = x.u[t] * dot(x.dQ[t], x.Q[t], columns);
+          }
         }
-        product(A_LOWER, L, dk, L, rows_of(x.dS), x.K2, x.dQ, {1, x.u});
+        product(A_LOWER, L, dk, L, rows_of(x.dS), x.K2, x.dQ, {REAL(empty ? 0 : 1), x.u});
         put(at, c, dk, x.dQ, dq);
 
-        product(ALL, L, dk, dv, rows_of(x.V), x.dCT2, x.dK);
-        for (int64_t t = 0; t < L; t++) {
-          if (g.m) add(x.dK[t], 1, 1, x.dn[0], columns);
-          dw[gate + t] = x.w[t] * dot(x.dK[t], x.K[t], columns);
+        if (unread) {
+          std::fill_n(dw + gate, L, REAL(0));
+        } else {
+          x.dCT2.of(x.dCT, dv);
+          product(ALL, L, dk, dv, rows_of(x.V), x.dCT2, x.dK);
+          for (int64_t t = 0; t < L; t++) {
+            if (g.m) add(x.dK[t], 1, 1, x.dn[0], columns);
+            dw[gate + t] = x.w[t] * dot(x.dK[t], x.K[t], columns);
+          }
         }
-        product(A_UPPER, L, dk, L, columns_of(x.dS2), x.Q2, x.dK, {1, x.w});
+        product(A_UPPER, L, dk, L, columns_of(x.dS2), x.Q2, x.dK, {REAL(unread ? 0 : 1), x.w});
         put(at, c, dk, x.dK, dk_);
 
         product(A_UPPER, L, dv, L, columns_of(x.A2), x.D2, x.dV);
-        product(ALL, L, dv, dk, rows_of(x.K), x.dC, x.dV, {1, nullptr, x.w});
+        if (!unread) {
+          transpose<T>(x.dCT, dv, dk, x.dC);
+          product(ALL, L, dv, dk, rows_of(x.K), x.dC, x.dV, {1, nullptr, x.w});
+        }
         put(at, c, dv, x.dV, dv_);
 
+        dkept[at.index(c)] = 0;
+        if (empty) continue;  // of this memory no gradient is wanted either
         const REAL kept = std::exp(g.kept[at.index(c)]);
         REAL through = g.m ? dot(x.dn[0], n[0], columns) : 0;
         for (int64_t j = 0; j < dv; j++) through += dot(x.dCT[j], CT[j], columns);
@@ -202,15 +223,21 @@ struct Backward {
         }
       }
     }
+    if (!dC0) return;
     transpose(x.dCT[0], dv, dk, x.dCT.stride, dC0 + task * dk * dv, dv);
     std::memcpy(dn0 + task * dk, x.dn[0], dk * sizeof(REAL));
   }
 
   // The memories at the start of a group's chunks, from the one kept at its start.
   void memories(const At& at, int64_t group, int64_t first, int64_t last, Space& x) const {
-    const int64_t L = s.size, dk = s.dk, dv = s.dv, kept_at = at.index(group);
-    transpose(C_kept + kept_at * dk * dv, dk, dv, dv, x.CT[0][0], x.CT[0].stride);
-    std::memcpy(x.n[0][0], n_kept + kept_at * dk, dk * sizeof(REAL));
+    const int64_t L = s.size, dk = s.dk, dv = s.dv, kept_at = at.index(group - !dC0);
+    if (group > 0 || dC0) {
+      transpose(C_kept + kept_at * dk * dv, dk, dv, dv, x.CT[0][0], x.CT[0].stride);
+      std::memcpy(x.n[0][0], n_kept + kept_at * dk, dk * sizeof(REAL));
+    } else if (last > first) {
+      x.CT[0].zero();
+      x.n[0].zero();
+    }
     for (int64_t c = first; c < last; c++) {
       const REAL kept = std::exp(g.kept[at.index(c)]);
       Matrix<REAL>&next = x.CT[c - first + 1], &n = x.n[c - first + 1];

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise.chunks import Chunks
 from exlstm.ops.chunkwise.gates import gates
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
@@ -27,7 +28,7 @@ def mlstm(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    state: MLSTMState,
+    state: MLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
@@ -35,15 +36,17 @@ def mlstm(
     input_gate: InputGate = "exp",
 ) -> tuple[Tensor, MLSTMState]:
     """`exlstm.ops.mlstm` on a CPU, in chunks of `chunk_size` steps."""
-    time, dtype = q.shape[1], state.C.dtype
+    time, dtype = q.shape[1], state_dtype(q, k, v, i, f)
     if time == 1:
         return reference.mlstm(q, k, v, i, f, state, mask=mask, reset=reset, input_gate=input_gate)
     chunks = Chunks(time, min(chunk_size or CHUNK_SIZE, time))
-    at = gates(i, f, state.m, chunks, mask=mask, reset=reset, input_gate=input_gate)
+    # From an empty memory there is nothing to read: the kernel gets none, which in short sequences is most of the work.
+    C0, n0, m0 = (None, None, q.new_zeros(q.shape[0], q.shape[2], dtype=dtype)) if state is None else state
+    at = gates(i, f, m0, chunks, mask=mask, reset=reset, input_gate=input_gate)
     common = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else dtype
     inputs = (x.to(common) for x in (q, k, v))
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, i, f, state.C, state.n))
-    h, C, n, *_ = _forward(*inputs, *at.weights, at.m, at.document, state.C, state.n, chunks.size, keep)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, i, f, C0, n0))
+    h, C, n, *_ = _forward(*inputs, *at.weights, at.m, at.document, C0, n0, chunks.size, keep)
     if mask is not None:
         h = torch.where(mask[..., None, None], h, 0.0)
     return h.to(v.dtype), MLSTMState(C, n, at.final_m)
@@ -61,13 +64,13 @@ def _forward(
     kept: Tensor,
     m: Tensor | None,
     document: Tensor | None,
-    C: Tensor,
-    n: Tensor,
+    C: Tensor | None,
+    n: Tensor | None,
     size: int,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h [B, T, H, DV] and the memory after the last step; d and, if `keep`, memories kept for the backward."""
-    h, C1, n1, d, C_kept, n_kept = _outputs(v, a, C, n, keep)
+    h, C1, n1, d, C_kept, n_kept = _outputs(q, v, a, C, keep)
     tensors = _contiguous(q, k, v, a, M, u, w, kept, m, document, C, n)
     q, k, v, *at, C, n = tensors
     _call("forward", q, v, size, [q, k, v], at, [C, n, h, d, C1, n1, *((C_kept, n_kept) if keep else (None, None))])
@@ -76,19 +79,22 @@ def _forward(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, a: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    C, n, _, keep = rest[-4:]
-    return _outputs(v, a, C, n, keep)
+    C, _, _, keep = rest[-4:]
+    return _outputs(q, v, a, C, keep)
 
 
-def _outputs(v: Tensor, a: Tensor, C: Tensor, n: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    groups = -(-len(a) // GROUP) if keep else 0
+def _outputs(q: Tensor, v: Tensor, a: Tensor, C: Tensor | None, keep: bool) -> tuple[Tensor, ...]:
+    batch, _, heads, dk = q.shape
+    n, C1 = (batch, heads, dk), (batch, heads, dk, v.shape[-1])
+    # The first group of chunks begins with the initial memory, of which an empty one is not kept.
+    groups = -(-len(a) // GROUP) - (C is None) if keep else 0
     return (
         v.new_empty(v.shape),
-        C.new_empty(C.shape),
-        n.new_empty(n.shape),
+        a.new_empty(C1),
+        a.new_empty(n),
         a.new_empty(a.shape),
-        C.new_empty(groups, *C.shape),
-        n.new_empty(groups, *n.shape),
+        a.new_empty(groups, *C1),
+        a.new_empty(groups, *n),
     )
 
 
@@ -109,42 +115,52 @@ def _backward(
     C_kept: Tensor,
     n_kept: Tensor,
     size: int,
+    empty: bool,
     dh: Tensor,
-    dC: Tensor,
-    dn: Tensor,
+    dC: Tensor | None,
+    dn: Tensor | None,
 ) -> list[Tensor]:
-    """The gradients of q, k, v, a, M, u, w, kept, C, n and, where there is one, m."""
-    gradients = _gradients(q, k, v, a, kept, dC, dn, m)
-    dq, dk, dv, da, dM, du, dw, dkept, dC0, dn0, *dm = gradients
+    """The gradients of q, k, v, a, M, u, w, kept, of m if there is one, and of the initial C and n unless `empty`."""
+    gradients = _gradients(q, k, v, a, kept, m, empty)
+    dq, dk, dv, da, dM, du, dw, dkept, *more = gradients
+    dm = None if m is None else more[0]
+    dC0, dn0 = (None, None) if empty else more[-2:]
     tensors = _contiguous(q, k, v, a, M, u, w, kept, m, document, h, d, C_kept, n_kept, dh, dC, dn)
     q, k, v, *at, h, d, C_kept, n_kept, dh, dC, dn = tensors
-    out = [dq, dk, dv, da, dM, du, dw, dkept, dm[0] if dm else None, dC0, dn0]
+    out = [dq, dk, dv, da, dM, du, dw, dkept, dm, dC0, dn0]
     _call("backward", q, v, size, [q, k, v], at, [h, d, C_kept, n_kept, dh, dC, dn, *out])
     return gradients
 
 
 @_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, a: Tensor, *rest: Any) -> list[Tensor]:
-    kept, m, dC, dn = rest[3], rest[4], rest[-2], rest[-1]
-    return _gradients(q, k, v, a, kept, dC, dn, m)
+    kept, m, empty = rest[3], rest[4], rest[-4]
+    return _gradients(q, k, v, a, kept, m, empty)
 
 
-def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, a: Tensor, kept: Tensor, dC: Tensor, dn: Tensor, m: Tensor | None
-) -> list[Tensor]:
-    like = [q, k, v, a, a, a, a, kept, dC, dn, *([] if m is None else [m])]
-    return [x.new_empty(x.shape) for x in like]
+def _gradients(q: Tensor, k: Tensor, v: Tensor, a: Tensor, kept: Tensor, m: Tensor | None, empty: bool) -> list[Tensor]:
+    like = [x.new_empty(x.shape) for x in [q, k, v, a, a, a, a, kept, *([] if m is None else [m])]]
+    batch, _, heads, dk = q.shape
+    return like if empty else [*like, a.new_empty(batch, heads, dk, v.shape[-1]), a.new_empty(batch, heads, dk)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _, _, ctx.size, _ = inputs
+    *tensors, C, _, ctx.size, _ = inputs
+    ctx.empty = C is None
     h, _, _, d, C_kept, n_kept = output
     ctx.save_for_backward(*tensors, h, d, C_kept, n_kept)
+    ctx.set_materialize_grads(False)  # of a final memory that nothing reads
 
 
-def _derivative(ctx: Any, dh: Tensor, dC: Tensor, dn: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    *gradients, dC0, dn0, dm = [*_backward(*ctx.saved_tensors, ctx.size, dh, dC, dn), None][:11]
-    return *gradients, dm, None, dC0, dn0, None, None
+def _derivative(
+    ctx: Any, dh: Tensor | None, dC: Tensor | None, dn: Tensor | None, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    m, _, h = ctx.saved_tensors[8:11]
+    dh = torch.zeros_like(h) if dh is None else dh
+    gradients = _backward(*ctx.saved_tensors, ctx.size, ctx.empty, dh, dC, dn)
+    *most, dC0, dn0 = [*gradients, None, None] if ctx.empty else gradients
+    dm = [None] if m is None else []
+    return *most, *dm, None, dC0, dn0, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

@@ -13,7 +13,7 @@ def mlstm(
     v: Tensor,
     i: Tensor,
     f: Tensor,
-    state: MLSTMState,
+    state: MLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
@@ -21,7 +21,7 @@ def mlstm(
     input_gate: InputGate = "exp",
 ) -> tuple[Tensor, MLSTMState]:
     """`exlstm.ops.mlstm` as its formulas read; `chunk_size` has no meaning here."""
-    outputs = []
+    outputs, state = [], state or MLSTMState.empty_for(q, k, v, i, f)
     for t in range(q.shape[1]):
         if reset is not None:
             emptied = reset[:, t, None]
