@@ -1,17 +1,18 @@
 """How a language model is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
-from exlstm.data.text import TokenBatch, Tokens, Windows, pieces
+from exlstm.data.text import Streams, Tokens, Windows, pieces
 from exlstm.models.language import LanguageModel
+from exlstm.models.language_loss import CarriedLoss, token_loss
 from exlstm.train import TrainConfig, TrainResult, derive_seed
 from exlstm.train import train as run_training
 
@@ -30,6 +31,7 @@ def fit(
     *,
     batch: int,
     time: int,
+    carry: bool = False,
     train: TrainConfig = RECIPE,
     out: Path | None = None,
     resume: bool = False,
@@ -40,31 +42,42 @@ def fit(
 
     The best weights are those of the validation with the lowest loss; without validation tokens the last.
 
+    Args:
+        carry: the windows of a step follow those of the step before, and begin with the memory these left (truncated
+            backpropagation through time); otherwise windows come from anywhere and begin with an empty memory.
+            Hierarchical memories that are not empty at first go the slower way of the backend "torch".
+
     Raises:
-        ValueError: there is less text than one window, or what `exlstm.train.train` raises.
+        ValueError: there is less text than one window, with `carry` than one step takes, or what
+            `exlstm.train.train` raises.
     """
-    windows = Windows(tokens, batch=batch, time=time, seed=derive_seed(train.seed, "windows"))
+    seed = derive_seed(train.seed, "windows")
+    carried = CarriedLoss(model, train.accumulate) if carry else None
+    batches = (
+        Streams(tokens, batch=batch, time=time, seed=seed, accumulate=train.accumulate)
+        if carry
+        else Windows(tokens, batch=batch, time=time, seed=seed)
+    )
     return run_training(
         model,
-        token_loss,
-        windows,
+        carried or token_loss,
+        batches,
         train,
+        carry=carried,
         validate=_validate_on(validation) if len(validation) > ROWS else None,
         out=out,
         resume=resume,
         resume_hint=resume_hint,
-        identity={"model": asdict(model.config), "data": tokens.about.digest, "batch": batch, "length": time},
+        identity={
+            "model": asdict(model.config),
+            "data": tokens.about.digest,
+            "batch": batch,
+            "length": time,
+            "carry": carry,
+        },
         console=console if isinstance(console, Console) else None,
         quiet=console is False,
     )
-
-
-def token_loss(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Mapping[str, float]]:
-    """Mean cross-entropy of the next token, in nats."""
-    device = next(model.parameters()).device
-    tokens, targets, reset = (x.to(device) for x in batch)
-    logits, _ = model(tokens, reset=reset if bool(reset[:, 1:].any()) else None)
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), {}
 
 
 @torch.no_grad()

@@ -50,6 +50,9 @@ class Train(TrainOptions):
     """Tokens of a training window."""
     batch: int = 16
     """Windows of a training step."""
+    carry: bool = False
+    """Begin each window with the memory left by the one before it (truncated backpropagation through time); h blocks
+    then take longer."""
     lr: float = 2e-3
     """Peak learning rate."""
     dropout: float = 0.0
@@ -125,6 +128,7 @@ def train(options: Train, prog: str) -> int:
             corpus.validation,
             batch=options.batch,
             time=options.length,
+            carry=options.carry,
             train=recipe,
             out=run.path,
             resume=options.resume,

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from exlstm.train.average import WeightAverage
+from exlstm.train.carry import Carry
 from exlstm.train.config import TrainConfig
 from exlstm.train.files import plain
 from exlstm.train.memory import peak_memory
@@ -66,6 +67,7 @@ def train(
     config: TrainConfig,
     *,
     validate: Callable[[nn.Module], Metrics] | None = None,
+    carry: Carry | None = None,
     out: Path | None = None,
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
@@ -87,6 +89,7 @@ def train(
             that of the mean of the micro batches' losses.
         validate: gives metrics of the model, of which "loss" decides what is best. It runs without gradients
             and in evaluation mode.
+        carry: what `loss_fn` keeps from step to step, to be saved in checkpoints and brought back by `resume`.
         out: folder for `metrics.jsonl`, `tensorboard/` and `checkpoints/`; None: nothing is written.
         resume: continue from the newest good checkpoint in `out`, bit for bit like a run that was never
             interrupted (same thread count); from the start when there is none. Only `steps`, `minutes`,
@@ -105,7 +108,7 @@ def train(
     """
     optimizer = make_optimizer(model, config)
     average = WeightAverage(model, config.ema) if config.ema else None
-    saver = Saver(out / "checkpoints" if out else None, model, optimizer, average, config, identity or {})
+    saver = Saver(out / "checkpoints" if out else None, model, optimizer, average, carry, config, identity or {})
     state, best_weights = LoopState(), None
     if resume:
         state, best_weights = saver.restore()
@@ -145,6 +148,8 @@ def train(
                     average.update()
                 state.window.add({**values, "grad_norm": norm})
             optimizer.zero_grad()
+            if carry is not None:
+                carry.settle(healthy)
             state.count_step(healthy)
             clock.record_step(time.monotonic() - begin)
             display.update(state.step, progress, values["loss"] if healthy else None)

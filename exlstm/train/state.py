@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from exlstm.train.average import WeightAverage
+from exlstm.train.carry import Carry
 from exlstm.train.checkpoint import (
     CheckpointError,
     checkpoint_paths,
@@ -106,6 +107,7 @@ class Saver:
         model: nn.Module,
         optimizer: Optimizer,
         average: WeightAverage | None,
+        carry: Carry | None,
         config: TrainConfig,
         identity: Mapping[str, Any],
     ) -> None:
@@ -113,6 +115,7 @@ class Saver:
         self._model = model
         self._optimizer = optimizer
         self._average = average
+        self._carry = carry
         self._config = config
         self._identity = identity
 
@@ -125,12 +128,14 @@ class Saver:
         """Write the checkpoint of this step and delete those too old; None when there is nowhere to write."""
         if self.directory is None:
             return None
-        tensors = {
+        tensors: dict[str, Mapping[str, Tensor]] = {
             "model": self._model.state_dict(),
             "optimizer": optimizer_tensors(self._model, self._optimizer),
         }
         if self._average is not None:
             tensors["average"] = self._average.weights
+        if self._carry is not None:
+            tensors["carry"] = self._carry.tensors()
         if best is not None:
             tensors["best"] = best
         content = {
@@ -145,7 +150,7 @@ class Saver:
         return path
 
     def restore(self) -> tuple[LoopState, Weights | None]:
-        """Bring model, optimiser and average to the newest good checkpoint; a fresh state when there is none.
+        """Bring model, optimiser, average and carry to the newest good checkpoint; a fresh state when there is none.
 
         Raises ValueError listing what differs when it was made with other settings or another identity.
         """
@@ -166,6 +171,8 @@ class Saver:
             load_optimizer_tensors(self._model, self._optimizer, tensors["optimizer"])
             if self._average is not None:
                 self._average.load(tensors["average"], saved["average_updates"])
+            if self._carry is not None:
+                self._carry.load(tensors["carry"])
         except (RuntimeError, KeyError, TypeError) as error:
             raise CheckpointError(f"checkpoint {checkpoint.path} does not fit this run: {error}") from error
         delete_after(self.directory, state.step)

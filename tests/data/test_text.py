@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exlstm.data.text import BOS, SPLITS, Document, Reading, Tokenizer, Tokens, Windows, pieces, read_documents
+from exlstm.data.text import BOS, SPLITS, Document, Reading, Streams, Tokenizer, Tokens, Windows, pieces, read_documents
 from exlstm.data.text.corpus import write_corpus
 
 TEXTS = [f"Line {n} of a text: naïve café №{n}, 東京.\n" * 5 for n in range(60)]
@@ -151,6 +151,45 @@ def test_windows_are_a_function_of_seed_and_step(tmp_path):
     assert not torch.equal(a(0).tokens, c(0).tokens)
 
 
+def test_an_epoch_of_streams_holds_every_token_once_in_order(tmp_path):
+    tokens = corpus(tmp_path, [f"{n}: {text}" for n, text in enumerate(TEXTS)])["train"]
+    time, rows = 16, 3
+    streams, count = Streams(tokens, batch=rows, time=time, seed=3), len(tokens) // (16 * 3)
+    epochs = [[streams(epoch * count + n) for n in range(count)] for epoch in range(2)]
+    for batches in epochs:
+        epoch = torch.cat([batch.tokens for batch in batches], 1).flatten().numpy()
+        rest = len(tokens) - len(epoch)
+        assert 0 <= rest < time * rows
+        # The whole but for the rest, from somewhere on, with the first after the last.
+        circle = np.concatenate([tokens.data, tokens.data])
+        starts = [n for n in range(len(tokens)) if np.array_equal(circle[n : n + len(epoch)], epoch)]
+        assert len(starts) == 1
+        for n, batch in enumerate(batches):
+            assert torch.equal(batch.tokens[:, 1:], batch.targets[:, :-1])
+            assert torch.equal(batch.reset[:, 1:], batch.tokens[:, 1:] == BOS)
+            assert torch.equal(batch.reset[:, 0], (batch.tokens[:, 0] == BOS) | (n == 0))
+            assert n == 0 or torch.equal(batches[n - 1].targets[:, -1], batch.tokens[:, 0])
+    assert not torch.equal(epochs[0][0].tokens, epochs[1][0].tokens)
+
+
+def test_streams_are_a_function_of_seed_and_step(tmp_path):
+    tokens = corpus(tmp_path, TEXTS)["train"]
+    a, b, c = (Streams(tokens, batch=2, time=8, seed=seed) for seed in (1, 1, 2))
+    for step in (5000, 3, 40, 3):
+        for ours, theirs in zip(a(step), b(step), strict=True):
+            assert torch.equal(ours, theirs)
+    assert not torch.equal(a(0).tokens, c(0).tokens)
+
+
+def test_micro_batches_of_streams_are_the_rows_of_one_batch(tmp_path):
+    tokens = corpus(tmp_path, TEXTS)["train"]
+    whole = Streams(tokens, batch=6, time=8, seed=1)
+    parts = Streams(tokens, batch=2, time=8, seed=1, accumulate=3)
+    for step in (0, 1, 5000):
+        micro = [torch.cat(batches) for batches in zip(*(parts(3 * step + n) for n in range(3)), strict=True)]
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(micro, whole(step), strict=True))
+
+
 def test_pieces_are_the_split_in_order(tmp_path):
     tokens = corpus(tmp_path, ["".join(f"line {n}\n" for n in range(1000))])["train"]
     streams = torch.cat([piece.tokens for piece in pieces(tokens, rows=3, time=100)], 1)
@@ -163,3 +202,5 @@ def test_too_little_text_for_one_window_is_said(tmp_path):
     tokens = corpus(tmp_path, ["short"])["train"]
     with pytest.raises(ValueError, match=r"expected at least 65, one window"):
         Windows(tokens, batch=1, time=64, seed=0)
+    with pytest.raises(ValueError, match=r"expected at least 8, 4 in each of 2 streams"):
+        Streams(tokens, batch=2, time=4, seed=0)

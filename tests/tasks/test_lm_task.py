@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from exlstm.cli import main
-from exlstm.data.text import BOS, Tokenizer
+from exlstm.data.text import BOS, Streams, Tokenizer
 from exlstm.models import LanguageModel, language_training
 from exlstm.models.language_training import total_loss
 from exlstm.tasks.lm_data import reopen
@@ -106,6 +106,24 @@ def test_an_interrupted_run_that_is_resumed_ends_as_an_uninterrupted_one(text, t
     assert main(["train", "lm", "--resume", "--out", out]) == 0
     for name in ("model/model.safetensors", "model/tokenizer.json"):
         assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_run_on_the_sample_that_carries_its_memory_can_be_interrupted_and_resumed(tmp_path, monkeypatch):
+    call = Streams.__call__
+
+    def interrupted(streams, number):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return call(streams, number)
+
+    monkeypatch.setattr(Streams, "__call__", interrupted)
+    out = tmp_path / "run"
+    assert main(["train", "lm", "--carry", "--out", str(out), *SMALL]) == 130
+    assert main(["train", "lm", "--resume", "--out", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text())["options"]["carry"] is True
+    assert json.loads((out / "scores.json").read_text())["model"]["bits_per_character"] > 0
+    assert "--carry" in (out / "report.html").read_text()
+    LanguageModel.from_pretrained(out / "model")
 
 
 @pytest.mark.parametrize(

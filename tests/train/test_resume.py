@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -92,6 +92,41 @@ def test_a_crash_during_validation_is_survived(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         run(tmp_path / "cut", validate=validate)
     assert run(tmp_path / "cut", resume=True) == expected
+
+
+class Trail:
+    """A loss function whose loss depends on the batches before, as far as it keeps their trail."""
+
+    def __init__(self) -> None:
+        self.kept, self.new = torch.zeros(()), torch.zeros(())
+
+    def __call__(self, model: torch.nn.Module, x: Tensor) -> tuple[Tensor, dict]:
+        loss, metrics = toy_loss(model, x + self.kept)
+        self.new = self.kept / 2 + x.mean()
+        return loss, metrics
+
+    def settle(self, healthy: bool) -> None:
+        assert healthy
+        self.kept = self.new
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"kept": self.kept}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.kept = tensors["kept"]
+
+
+def test_what_a_loss_function_carries_is_resumed_too(tmp_path: Path) -> None:
+    def carried(out: Path, **options) -> dict:
+        model, trail = toy_model(), Trail()
+        options = {"batches": toy_batch, "validate": toy_validate, "quiet": True, "tensorboard": False, **options}
+        return outcome(model, train(model, trail, config=CONFIG, carry=trail, out=out, **options))
+
+    expected = carried(tmp_path / "whole")
+    assert expected != run(tmp_path / "without")
+    with pytest.raises(Crash):
+        carried(tmp_path / "cut", batches=crash_at(2 * 9 + 1))
+    assert carried(tmp_path / "cut", resume=True) == expected
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

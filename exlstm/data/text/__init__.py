@@ -1,6 +1,6 @@
 """Text: files to documents, documents to tokens, tokens to batches."""
 
-from exlstm.data.text.corpus import SPLITS, TokenBatch, Tokens, Windows, pieces, write_corpus
+from exlstm.data.text.corpus import SPLITS, Streams, TokenBatch, Tokens, Windows, pieces, write_corpus
 from exlstm.data.text.pairs import Pair, PairBatch, Pairs, PairSampler, TokenPairs, read_pairs
 from exlstm.data.text.reading import Document, Reading, read_documents
 from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -16,6 +16,7 @@ __all__ = [
     "PairSampler",
     "Pairs",
     "Reading",
+    "Streams",
     "TokenBatch",
     "TokenPairs",
     "Tokenizer",

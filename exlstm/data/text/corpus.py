@@ -186,6 +186,38 @@ class Windows:
         return self._last[1:]
 
 
+class Streams:
+    """Training batches that go on where those before ended: the tokens as parallel streams, a row each.
+
+    Called with n, it gives the n-th T tokens of every stream, or of accumulated micro batches the (n // accumulate)-th
+    of those streams that are of micro batch n % accumulate. An epoch holds each token once, but for the last, fewer
+    than make a piece of every stream; it begins at a token of its own, so that no two epochs cut alike. `reset` is
+    True where a document begins and where the streams do.
+    """
+
+    def __init__(self, tokens: Tokens, *, batch: int, time: int, seed: int, accumulate: int = 1) -> None:
+        step = batch * accumulate * time
+        if len(tokens) < step:
+            raise ValueError(
+                f"the training part has {len(tokens)} tokens, expected at least {step}, {time} in each of "
+                f"{batch * accumulate} streams: give more text, or a smaller --length or --batch"
+            )
+        self._tokens, self._batch, self._time, self._seed = tokens, batch, time, seed
+        self._accumulate = accumulate
+        self._count = len(tokens) // step  # pieces of a stream
+
+    def __call__(self, number: int) -> TokenBatch:
+        step, part = divmod(number, self._accumulate)
+        epoch, piece = divmod(step, self._count)
+        shift = int(np.random.default_rng((self._seed, epoch)).integers(len(self._tokens)))
+        streams = range(part * self._batch, (part + 1) * self._batch)
+        starts = (shift + (stream * self._count + piece) * self._time for stream in streams)
+        batch = as_batch(np.stack([self._tokens.window(start % len(self._tokens), self._time + 1) for start in starts]))
+        if piece == 0:
+            batch.reset[:, 0] = True
+        return batch
+
+
 def as_batch(rows: np.ndarray) -> TokenBatch:
     """Rows int64 [B, T + 1] as inputs and targets."""
     both = torch.from_numpy(rows)
