@@ -137,11 +137,20 @@ class LanguageModel(Pretrained):
         return generation.generate(reader, most=most, sampling=sampling, stop=stop, seed=seed)
 
     @torch.no_grad()
-    def stream(self, prompt: Sequence[int], **options: Any) -> Iterator[int]:
-        """The tokens of `generate` for one prompt, each as soon as it is there."""
-        state, weights = options.pop("state", None), options.pop("weights", "full")
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        most: int = 256,
+        sampling: Sampling = GREEDY,
+        stop: Sequence[int] = (),
+        state: BackboneState | None = None,
+        seed: int | None = None,
+        weights: Weights = "full",
+    ) -> Iterator[int]:
+        """The tokens of `generate` for one prompt, each as soon as it is there; arguments as there."""
         reader = self._reader([prompt], state, weights)
-        for (token,) in generation.steps(reader, **{"most": 256, **options}):
+        for (token,) in generation.steps(reader, most=most, sampling=sampling, stop=stop, seed=seed):
             assert token is not None
             yield token
 

@@ -93,6 +93,16 @@ def test_a_stream_gives_the_same_tokens_one_by_one():
     assert list(stream) == whole[1:]
 
 
+def test_a_stream_takes_what_generate_takes():
+    model = random_model()
+    prompt = tokens(4).tolist()
+    _, state = model.generate([prompt], most=5)
+    options = {"most": 30, "stop": [2, 3], "state": state, "weights": "bfloat16"}
+    assert list(model.stream(prompt, **options)) == model.generate([prompt], **options).tokens[0]
+    with pytest.raises(TypeError, match="temperature"):
+        next(model.stream(prompt, temperature=0.5))
+
+
 def test_the_same_seed_gives_the_same_text_in_a_fresh_process(tmp_path):
     model = random_model().float()
     model.save_pretrained(tmp_path)
