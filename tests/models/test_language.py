@@ -18,7 +18,8 @@ PATTERNS = ["ms", "ha"]
 def random_model(pattern="mhsa", seed=0, **fields):
     """All parameters random, gates too, so that nothing is left out by starting at zero."""
     torch.manual_seed(seed)
-    model = LanguageModel(vocabulary=VOCABULARY, pattern=pattern, width=64, heads=2, levels=4, window=6, **fields)
+    sizes = {"vocabulary": VOCABULARY, "width": 64, "heads": 2, "levels": 4, "window": 6}
+    model = LanguageModel(pattern=pattern, **{**sizes, **fields})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.double().eval()
@@ -135,22 +136,28 @@ def test_one_beam_is_greedy():
 
 
 def test_beams_as_wide_as_the_tree_find_the_likeliest_of_all_continuations():
-    model, prompt, most = random_model(), [1, 2], 3
-    found = beam_search(reader(model, [prompt], VOCABULARY**2), beams=VOCABULARY**2, most=most, stop=[0])[0]
+    size, prompt = 5, [1, 2]
+    model = random_model(seed=3, vocabulary=size)
+    found = beam_search(reader(model, [prompt], size**2), beams=size**2, most=3, stop=[0])[0]
 
     @torch.no_grad()
-    def score(continuation):
-        logits, _ = model(torch.tensor([prompt + continuation]))
-        steps = logits[0, 1:-1].log_softmax(-1)
-        return sum(float(steps[i, t]) for i, t in enumerate(continuation)) / len(continuation)
+    def scores(continuations):
+        x = torch.tensor([prompt + continuation for continuation in continuations])
+        steps = model(x)[0][:, 1:-1].log_softmax(-1)
+        return steps.gather(2, x[:, 2:, None])[..., 0].mean(1).tolist()
 
-    endings = [[0], *([a, 0] for a in range(1, VOCABULARY))]
-    endings += [
-        [a, b, c] for a, b, c in itertools.product(range(1, VOCABULARY), range(1, VOCABULARY), range(VOCABULARY))
+    inner = range(1, size)
+    by_length = [
+        [[0]],
+        [[a, 0] for a in inner],
+        [[*pair, c] for pair in itertools.product(inner, inner) for c in range(size)],
     ]
-    best = max(endings, key=score)
-    assert found[0][1] == best
-    assert found[0][0] == pytest.approx(score(best), rel=1e-9)
+    ranked = [pair for endings in by_length for pair in zip(scores(endings), endings, strict=True)]
+    ranked.sort(reverse=True)
+    assert [tokens for _, tokens in found] == [ending for _, ending in ranked[: size**2]]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in ranked[: size**2]], rel=1e-9)
+    # A greedy search goes astray here.
+    assert model.generate([prompt], most=3, stop=[0]).tokens[0] != found[0][1]
 
 
 def test_bfloat16_autocast_agrees_with_float32_and_can_be_trained():
