@@ -15,7 +15,9 @@ Form = Literal["auto", "dense", "sparse"]
 class Node(NamedTuple):
     """The N nodes of one level; sums are scaled by exp(-m)."""
 
-    C: Tensor  # [B, H, N, DK, DV] matrix memories: sums of weight key value^T
+    C: (
+        Tensor | None
+    )  # [B, H, N, DK, DV] matrix memories: sums of weight key value^T; None where steps are fewer numbers
     n: Tensor  # [B, H, N, DK] normalisers: sums of weight key
     s: Tensor  # [B, H, N, DK] sums of weight summary
     w: Tensor  # [B, H, N] sums of weights
@@ -49,35 +51,62 @@ def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int) -> Stored:
     short = -k.shape[2] % leaf
     k, v, s = (F.pad(x, (0, 0, 0, short)) for x in (k, v, s))
     log = F.pad(log, (0, short), value=-math.inf)
-    levels = [leaves(k, v, s, log, leaf)]
+    levels = [leaves(k, s, log, leaf)]
+    levels[0] = levels[0]._replace(C=_matrices(k, v, log, levels[0].m, leaf))
     while levels[-1].m.shape[-1] > 1:
-        levels.append(joined(levels[-1]))
+        above = joined(levels[-1])
+        if above.C is None:
+            above = above._replace(C=_matrices(k, v, log, above.m, leaf << len(levels)))
+        levels.append(above)
     several = [(node.m[:, 0] > -math.inf).sum(-1) > 1 for node in levels]
     return Stored(k, v, log, tuple(levels), leaf, 1 + torch.stack(several).sum(0))
 
 
-def leaves(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int) -> Node:
-    """The leaves of keys, values and summaries [B, H, S, D], with log weights [B, H, S]."""
-    k, v, s, log = (x.unflatten(2, (-1, leaf)) for x in (k, v, s, log))  # [B, H, N, leaf, ...]
+def leaves(k: Tensor, s: Tensor, log: Tensor, leaf: int) -> Node:
+    """The leaves of keys and summaries [B, H, S, D], with log weights [B, H, S]; without matrices."""
+    k, s, log = (x.unflatten(2, (-1, leaf)) for x in (k, s, log))  # [B, H, N, leaf, ...]
     m = log.amax(-1)
     weight = _exp(log, m[..., None])
     scale = weight[..., None].to(k.dtype)
-    return Node((scale * k).transpose(-1, -2) @ v, (scale * k).sum(-2), (scale * s).sum(-2), weight.sum(-1), m)
+    return Node(None, (scale * k).sum(-2), (scale * s).sum(-2), weight.sum(-1), m)
+
+
+def _matrices(k: Tensor, v: Tensor, log: Tensor, m: Tensor, size: int) -> Tensor | None:
+    """The matrix memories of a level's nodes of `size` steps; None if their keys and values are no more numbers."""
+    dk, dv = k.shape[-1], v.shape[-1]
+    if size * (dk + dv) <= dk * dv:
+        return None
+    weighted = _exp(log, _of_steps(m, size, k.shape[2]))[..., None].to(k.dtype) * k
+    weighted, v = (_by_node(x, m.shape[-1], size) for x in (weighted, v))
+    return weighted.transpose(-1, -2) @ v
+
+
+def _of_steps(x: Tensor, size: int, steps: int) -> Tensor:
+    """Of every step what its node has: x [..., N] to [..., S]."""
+    return x[..., torch.arange(steps, device=x.device) // size]
+
+
+def _by_node(x: Tensor, count: int, size: int, dim: int = 2) -> Tensor:
+    """The steps of `x` along `dim` as those of each of the nodes, zeros where the last one is not full."""
+    dim %= x.dim()
+    behind = [0] * (2 * (x.dim() - dim) - 1)
+    return F.pad(x, (*behind, count * size - x.shape[dim])).unflatten(dim, (count, size))
 
 
 def joined(below: Node) -> Node:
     """Two neighbours each become one node; a last one without a neighbour becomes one by itself."""
     if below.m.shape[-1] % 2:
-        below = Node(*(torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in below))
+        below = Node(*(None if x is None else torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in below))
         below.m[..., -1] = -math.inf
-    C, n, s, w, m = (x.unflatten(2, (-1, 2)) for x in below)
+    C, n, s, w, m = (None if x is None else x.unflatten(2, (-1, 2)) for x in below)
+    assert m is not None
     top = m.amax(-1)
     weight = _exp(m, top[..., None])
 
     def both(x: Tensor) -> Tensor:
         return (weight.view(*weight.shape, *[1] * (x.dim() - 4)).to(x.dtype) * x).sum(3)
 
-    return Node(both(C), both(n), both(s), both(w), top)
+    return Node(None if C is None else both(C), both(n), both(s), both(w), top)
 
 
 def read(
@@ -146,9 +175,18 @@ def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
 def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
     total = q.new_zeros(*q.shape[:3], stored.v.shape[-1])
     for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
-        h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
-        normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
-        share = mix[..., number, None] * weight / _denominator(normaliser, _at(node.m, place))
+        m = _at(node.m, place)
+        if node.C is not None:
+            h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
+            normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
+        else:
+            k, v, log = (
+                _at(_by_node(x, node.m.shape[-1], stored.leaf << number), place)
+                for x in (stored.k, stored.v, stored.log)
+            )
+            weighted = _exp(log, m[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
+            h, normaliser = torch.einsum("bhtks,bhtksv->bhtkv", weighted, v), weighted.sum(-1)
+        share = mix[..., number, None] * weight / _denominator(normaliser, m)
         total = total + (share[..., None].to(h.dtype) * h).sum(-2)
     return total
 
@@ -158,12 +196,11 @@ def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Te
     steps, total = products.shape[-1], torch.zeros_like(products)
     for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
         count, size = node.m.shape[-1], stored.leaf << number
-        owner = torch.arange(steps, device=q.device) // size
-        weighted = products * _exp(stored.log, node.m[..., owner])[:, :, None].to(q.dtype)
-        normaliser = F.pad(weighted, (0, count * size - steps)).unflatten(-1, (count, size)).sum(-1)
+        weighted = products * _exp(stored.log, _of_steps(node.m, size, steps))[:, :, None].to(q.dtype)
+        normaliser = _by_node(weighted, count, size, -1).sum(-1)
         shares = q.new_zeros(normaliser.shape).scatter_add(-1, place, (mix[..., number, None] * weight).to(q.dtype))
         shares = shares / _denominator(normaliser, node.m[:, :, None]).to(q.dtype)
-        total = total + weighted * shares[..., owner]
+        total = total + weighted * _of_steps(shares, size, steps)
     return total @ stored.v
 
 

@@ -55,9 +55,10 @@ def definition(k, v, s, log, q, u, level, *, leaf, keep):
 
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 13, 32, 33])
-def test_it_is_what_its_definition_says(form, steps):
-    k, v, s, log = normal(1, 1, steps, 3), normal(1, 1, steps, 5), normal(1, 1, steps, 3), normal(1, 1, steps)
-    q, u, level = normal(1, 1, 6, 3), normal(1, 1, 6, 3), normal(1, 1, 6, 3)
+@pytest.mark.parametrize(("dk", "dv"), [(3, 5), (16, 12)], ids=["matrices", "steps in the leaves"])
+def test_it_is_what_its_definition_says(form, steps, dk, dv):
+    k, v, s, log = normal(1, 1, steps, dk), normal(1, 1, steps, dv), normal(1, 1, steps, dk), normal(1, 1, steps)
+    q, u, level = normal(1, 1, 6, dk), normal(1, 1, 6, dk), normal(1, 1, 6, 3)
     h, _ = read(store(k, v, s, log, 4), q, u, level, keep=2, form=form)
     for t in range(6):
         expected = definition(
@@ -79,6 +80,12 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
         weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
         results.append([y, *leaves(trace), *torch.autograd.grad((weights * y).sum(), parameters)])
     assert_same(*results, 1e-10)
+
+
+def test_low_levels_are_kept_as_steps_where_these_are_fewer_numbers():
+    k, v, s, log = normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64)
+    levels = store(k, v, s, log, 4).levels
+    assert [node.C is None for node in levels] == [True, True, False, False, False]  # nodes of 4, 8, 16, 32, 64 steps
 
 
 def test_padding_on_either_side_and_gaps_change_nothing():
