@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from exlstm.layers.steps import Lookback
 from exlstm.ops.checks import check_shape
-from exlstm.ops.reference.qkv import causal_conv
+from exlstm.ops.linear import causal_conv
 
 
 class CausalConv1d(nn.Module):

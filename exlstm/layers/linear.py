@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from exlstm.layers.init import small_init_
-from exlstm.ops.reference.qkv import blockwise
+from exlstm.ops.linear import blockwise
 
 
 class HeadwiseLinear(nn.Module):
