@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from exlstm.train.files import differences, plain, read_json, write_json
-from exlstm.train.lock import FolderLock
+from exlstm.train.lock import LOCK, FolderLock
 
 # Options that a resumed run may be given anew: where it is, how it is told to go on, and how long it lasts.
 MAY_CHANGE = frozenset({"out", "resume", "steps", "minutes"})
@@ -69,9 +69,11 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(f"expected a folder for the run, got {path}, which is or lies in a file") from error
+        if not (path / LOCK).exists():
+            _require_empty(path, task)  # a folder that is refused is left as it was, without a lock
         lock = FolderLock(path)
         try:
-            _require_empty(path, task)
+            _require_empty(path, task)  # again, for others may have been quicker
             config = plain(
                 {
                     "task": task,
@@ -225,7 +227,7 @@ def _new_folder(parent: Path) -> Path:
 
 
 def _require_empty(path: Path, task: str) -> None:
-    ours = (".lock", ".config.json.")  # what a run killed at its very beginning leaves behind
+    ours = (LOCK, ".config.json.")  # what a run killed at its very beginning leaves behind
     if all(entry.name.startswith(ours) for entry in path.iterdir()):
         return
     try:

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+LOCK = ".lock"
+"""The file in a folder that was locked once."""
+
 
 class FolderLock:
     """An exclusive lock on a folder, held from construction until `release` or the end of the process.
@@ -14,7 +17,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
+        path = folder / LOCK
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             _lock(self._descriptor)

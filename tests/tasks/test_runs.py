@@ -44,6 +44,7 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="not empty and not a run"):
         Run.create("forecast", OPTIONS, out=tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
     (tmp_path / "thesis.tex").unlink()
     Run.create("forecast", OPTIONS, out=tmp_path).close()
     with pytest.raises(ValueError, match="already holds a run of the task 'forecast': resume it or"):
