@@ -80,6 +80,8 @@ def _is_ours(entry: TracebackType) -> bool:
 
 
 def _is_raise_statement(entry: TracebackType) -> bool:
+    """Functions in C, such as `int` or a product of tensors, have no entry: they fail in that of their caller, and only
+    the instruction there tells their error from one that the caller raised."""
     return entry.tb_frame.f_code.co_code[entry.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
