@@ -23,9 +23,9 @@ class Node(NamedTuple):
     w: Tensor  # [B, H, N] sums of weights
     m: Tensor  # [B, H, N] the largest log weight; -inf in a node that holds nothing
 
-    def summary(self) -> Tensor:
-        """What the nodes are found by [B, H, N, DK]: the mean of their steps', by their weights."""
-        return self.s / self.w.clamp(min=EPS)[..., None].to(self.s.dtype)
+    def summary(self, place: Tensor) -> Tensor:
+        """What the nodes at `place` [B, H, T, K] are found by [B, H, T, K, DK]: the mean of their steps', by weight."""
+        return _at(self.s, place) / _at(self.w, place).clamp(min=EPS)[..., None].to(self.s.dtype)
 
 
 class Stored(NamedTuple):
@@ -130,8 +130,9 @@ def read(
     """
     dk, dv = q.shape[-1], stored.v.shape[-1]
     if form == "auto":
-        sparse = keep * len(stored.levels) * dk * dv
-        form = "sparse" if sparse < stored.k.shape[2] * (dk + dv) else "dense"
+        sparse = keep * sum(min((stored.leaf << n) * (dk + dv), dk * dv) for n in range(len(stored.levels)))
+        # A number that is gathered costs about as much as three that are multiplied where they lie.
+        form = "sparse" if 3 * sparse < stored.k.shape[2] * (dk + dv) else "dense"
     q = q * dk**-0.5
     tops = torch.arange(len(stored.levels), device=q.device).clamp(max=level.shape[-1] - 1)
     above = torch.arange(len(stored.levels), device=q.device) >= stored.depth[:, None, None, None]
@@ -164,7 +165,7 @@ def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
             there = (above.weight > 0).repeat_interleave(2, -1) & (place < count)
             place = place.clamp(max=count - 1)
         there = there & (_at(node.m, place) > -math.inf)
-        scores = (_at(node.summary(), place) * u[..., None, :]).sum(-1)
+        scores = (node.summary(place) * u[..., None, :]).sum(-1)
         best, order = scores.masked_fill(~there, -math.inf).topk(min(keep, place.shape[-1]))
         # Nothing there at all: all scores are -inf, and no weight is to be NaN.
         weight = best.masked_fill((best == -math.inf).all(-1, keepdim=True), 0).softmax(-1)
@@ -180,10 +181,12 @@ def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> T
             h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
             normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
         else:
-            k, v, log = (
-                _at(_by_node(x, node.m.shape[-1], stored.leaf << number), place)
-                for x in (stored.k, stored.v, stored.log)
-            )
+            size = stored.leaf << number
+            steps = (place[..., None] * size + torch.arange(size, device=q.device)).flatten(-2)
+            there = steps < stored.k.shape[2]  # the last node may not be full
+            steps = steps.clamp(max=stored.k.shape[2] - 1)
+            k, v, log = (_at(x, steps).unflatten(3, (-1, size)) for x in (stored.k, stored.v, stored.log))
+            log = log.masked_fill(~there.unflatten(3, (-1, size)), -math.inf)
             weighted = _exp(log, m[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
             h, normaliser = torch.einsum("bhtks,bhtksv->bhtkv", weighted, v), weighted.sum(-1)
         share = mix[..., number, None] * weight / _denominator(normaliser, m)
