@@ -95,18 +95,16 @@ def _by_node(x: Tensor, count: int, size: int, dim: int = 2) -> Tensor:
 
 def joined(below: Node) -> Node:
     """Two neighbours each become one node; a last one without a neighbour becomes one by itself."""
-    if below.m.shape[-1] % 2:
-        below = Node(*(None if x is None else torch.cat([x, torch.zeros_like(x[:, :, :1])], 2) for x in below))
-        below.m[..., -1] = -math.inf
-    C, n, s, w, m = (None if x is None else x.unflatten(2, (-1, 2)) for x in below)
-    assert m is not None
+    odd = below.m.shape[-1] % 2
+    m = F.pad(below.m, (0, odd), value=-math.inf).unflatten(2, (-1, 2))
     top = m.amax(-1)
     weight = _exp(m, top[..., None])
 
     def both(x: Tensor) -> Tensor:
-        return (weight.view(*weight.shape, *[1] * (x.dim() - 4)).to(x.dtype) * x).sum(3)
+        return (weight.view(*weight.shape, *[1] * (x.dim() - 3)).to(x.dtype) * _by_node(x, weight.shape[2], 2)).sum(3)
 
-    return Node(None if C is None else both(C), both(n), both(s), both(w), top)
+    C = None if below.C is None else both(below.C)
+    return Node(C, both(below.n), both(below.s), both(below.w), top)
 
 
 def read(
