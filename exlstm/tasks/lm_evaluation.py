@@ -19,7 +19,7 @@ from exlstm.tasks.lm_data import Corpus
 
 ORDER = 4
 """Of the n-gram model."""
-_WINDOWS, _LENGTH = 16, 2048  # of the loss by context
+_WINDOWS, _LENGTH = 64, 1024  # of the loss by context
 _SAMPLE = 400  # tokens of text in the report
 
 
