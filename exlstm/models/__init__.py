@@ -1,6 +1,7 @@
 """Models: the backbone built from a pattern, and what stands on it."""
 
 from exlstm.models.backbone import Backbone, BackboneState
+from exlstm.models.classifier import Classifier, ClassifierConfig
 from exlstm.models.decoder import Decoder
 from exlstm.models.forecaster import Forecaster, ForecasterConfig
 from exlstm.models.generation import Sampling
@@ -14,6 +15,8 @@ __all__ = [
     "XLSTM",
     "Backbone",
     "BackboneState",
+    "Classifier",
+    "ClassifierConfig",
     "Decoder",
     "Forecaster",
     "ForecasterConfig",

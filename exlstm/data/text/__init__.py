@@ -1,6 +1,8 @@
 """Text: files to documents, documents to tokens, tokens to batches."""
 
 from exlstm.data.text.corpus import SPLITS, Streams, TokenBatch, Tokens, Windows, pieces, write_corpus
+from exlstm.data.text.labelled import Labelled, LabelledSplits, LabelledTexts, read_labelled
+from exlstm.data.text.labelled_tokens import LabelledBatch, LabelledSampler, TokenTexts
 from exlstm.data.text.pairs import Pair, PairBatch, Pairs, PairSampler, TokenPairs, read_pairs
 from exlstm.data.text.reading import Document, Reading, read_documents
 from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
@@ -11,6 +13,11 @@ __all__ = [
     "PAD",
     "SPLITS",
     "Document",
+    "Labelled",
+    "LabelledBatch",
+    "LabelledSampler",
+    "LabelledSplits",
+    "LabelledTexts",
     "Pair",
     "PairBatch",
     "PairSampler",
@@ -19,11 +26,13 @@ __all__ = [
     "Streams",
     "TokenBatch",
     "TokenPairs",
+    "TokenTexts",
     "Tokenizer",
     "Tokens",
     "Windows",
     "pieces",
     "read_documents",
+    "read_labelled",
     "read_pairs",
     "write_corpus",
 ]
