@@ -210,7 +210,7 @@ def _info(prog: str, words: list[str]) -> int:
 
 
 def _module(task: str) -> ModuleType:
-    return import_module(f"exlstm.tasks.{task}")
+    return import_module(f"exlstm.tasks.{task.replace('-', '_')}")
 
 
 def _kind(word: str) -> str:
@@ -249,7 +249,7 @@ def _train_help(prog: str) -> str:
         [
             f"usage: {prog} train TASK [options]",
             "",
-            *(f"  {name:<12}{text}" for name, text in TASKS.items()),
+            *(f"  {name:<15}{text}" for name, text in TASKS.items()),
             "",
             f"{prog} train TASK --help lists the options of a task.",
         ]

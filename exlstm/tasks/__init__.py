@@ -18,5 +18,6 @@ TASKS = {
     "lm": "model and write text",
     "translate": "translate texts",
     "summarize": "summarise texts",
+    "classify-text": "label texts, as by sentiment or topic",
 }
-"""Name of the task, which is that of its module in this package, and what it does."""
+"""Name of the task, which is that of its module in this package (with _ for -), and what it does."""

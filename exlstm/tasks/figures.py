@@ -64,13 +64,13 @@ class Picture:
 
 
 @contextmanager
-def axes(*, wide: bool = False) -> Iterator["Axes"]:
-    """Axes to draw on, alone in a figure of the report's size and style."""
+def axes(*, wide: bool = False, height: float = _HEIGHT) -> Iterator["Axes"]:
+    """Axes to draw on, alone in a figure of the report's size and style; `height` in inches."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDE if wide else _NARROW, _HEIGHT))
+        figure = Figure(figsize=(_WIDE if wide else _NARROW, height))
         yield figure.add_subplot()
 
 
