@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from exlstm.data.text.bags import Bags
 from exlstm.layers.block import Style
@@ -65,9 +66,10 @@ class Classifier(Pretrained):
         members   each an embedding, bidirectional blocks, pooling over the steps, head
         linear    logistic regression of bags of what occurs in a sequence, on request
 
-    Each learns by itself (`apart=True` gives the logits of each), and the mean of the members' log-probabilities and of
-    the linear part's decides: what single words tell is not lost to blocks that know the training texts by heart.
-    (arXiv 1606.07792 trains both on one sum, where what one has learnt the other no longer learns.)
+    Each learns by itself (`apart=True` gives the logits of each). The mean of the members' log-probabilities decides,
+    and of it and the linear part's a mean in which the members have the share `share`, which `settle` finds on held-out
+    sequences: what single words tell is not lost to blocks that know the training texts by heart. (arXiv 1606.07792
+    trains both on one sum, where what one has learnt the other no longer learns.)
 
     `Classifier(config)` or `Classifier(labels=("no", "yes"), vocabulary=256, ...)` with the fields of
     `ClassifierConfig`.
@@ -76,12 +78,14 @@ class Classifier(Pretrained):
     config_class: ClassVar[type] = ClassifierConfig
     model_type: ClassVar[str] = "classifier"
     config: ClassifierConfig
+    share: Tensor
 
     def __init__(self, config: ClassifierConfig | None = None, **fields: Any) -> None:
         super().__init__()
         self.config = c = replace(config, **fields) if config else ClassifierConfig(**fields)
         self.members = nn.ModuleList(Member(c) for _ in range(c.members))
         self.linear = BagLinear(c.buckets, len(c.labels)) if c.buckets else None
+        self.register_buffer("share", torch.tensor(0.5 if c.buckets else 1.0))
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, *, bags: Bags | None = None, apart: bool = False
@@ -117,7 +121,26 @@ class Classifier(Pretrained):
         """The logits [B, classes] that the logits of each member [B, members, classes] come to together."""
         sure = logits.to(state_dtype(logits)).log_softmax(-1)
         blocks = sure[:, : self.config.members].mean(1)
-        return blocks if self.linear is None else (blocks + sure[:, -1]) / 2
+        return blocks if self.linear is None else sure[:, -1].lerp(blocks, self.share.to(blocks))
+
+    @torch.no_grad()
+    def settle(self, logits: Tensor, labels: Tensor) -> float:
+        """Choose the share of the members that suits sequences they did not learn from best.
+
+        Args:
+            logits: of each member for some sequences [B, members, classes].
+            labels: int64 [B], their classes.
+
+        Returns:
+            the mean cross-entropy of the labels with that share, in nats.
+        """
+        losses = {}
+        for tenths in range(11) if self.linear is not None else [10]:
+            self.share.fill_(tenths / 10)
+            losses[tenths] = float(cross_entropy(self.combine(logits), labels))
+        best = min(losses, key=lambda tenths: (losses[tenths], abs(tenths - 5)))
+        self.share.fill_(best / 10)
+        return losses[best]
 
     def _check(self, x: Tensor) -> None:
         c = self.config

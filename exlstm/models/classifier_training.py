@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import cross_entropy
 
 from exlstm.data.text import LabelledBatch, LabelledSampler, TokenTexts
 from exlstm.models.classifier import Classifier
@@ -37,8 +37,9 @@ def fit(
 ) -> TrainResult:
     """Solve the linear part of `model`, then train its networks on batches of `batch` texts of like lengths, in place.
 
-    The best weights are those of the validation with the lowest loss; without validation texts the last. The texts
-    must have the bags that the model reads. `balanced` weighs texts so that every class counts as much as the others.
+    The best weights are those of the validation with the lowest loss, at the share of the networks that suits it best;
+    without validation texts the last, and half. The texts must have the bags that the model reads. `balanced` weighs
+    texts so that every class counts as much as the others.
 
     Raises:
         ValueError: what `exlstm.train.train` raises.
@@ -118,8 +119,9 @@ def _validate_on(texts: TokenTexts) -> Callable[[nn.Module], dict[str, float]]:
 
     def validate(model: nn.Module) -> dict[str, float]:
         classifier = cast(Classifier, model)
-        found = classifier.combine(opinions(classifier, texts)).log_softmax(-1)
-        right = (found.argmax(-1) == labels).float().mean()
-        return {"loss": float(nll_loss(found, labels)), "accuracy": float(right)}
+        logits = opinions(classifier, texts)
+        loss = classifier.settle(logits, labels)  # the share is kept with the weights that it is for
+        right = (classifier.combine(logits).argmax(-1) == labels).float().mean()
+        return {"loss": loss, "accuracy": float(right), "share": float(classifier.share)}
 
     return validate

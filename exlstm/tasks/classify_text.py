@@ -150,8 +150,11 @@ def size_of(model: "Classifier") -> str:
     """What the model is, in a few words."""
     weights = sum(parameter.numel() for parameter in model.parameters())
     many = f"{len(model.members)} times " if len(model.members) > 1 else ""
-    linear = "" if model.linear is None else f", and {int((model.linear.rarity > 0).sum()):,} runs of words"
-    return f"{many}{model.config.pattern}, {weights:,} weights{linear}"
+    found = f"{many}{model.config.pattern}, {weights:,} weights"
+    if model.linear is None:
+        return found
+    known = int((model.linear.rarity > 0).sum())
+    return f"{found}, with a share of {float(model.share):.0%} beside {known:,} runs of words"
 
 
 def load(folder: Path, device: str) -> "tuple[Classifier, Tokenizer]":

@@ -62,15 +62,33 @@ def test_the_order_of_steps_matters_and_gradients_reach_everything():
         assert bool((parameter.grad != 0).any()), name
 
 
-def test_the_networks_and_the_linear_part_count_as_much_as_each_other():
+def test_the_networks_share_with_the_linear_part():
     model = random_model(members=2, buckets=BUCKETS)
     x, bags = random_input("tokens", 3, 6), Bags(torch.randint(BUCKETS, (3, 4)), torch.ones(3, 4))
     apart = model(x, bags=bags, apart=True)
     assert apart.shape == (3, 3, 3)
     assert not torch.allclose(apart[:, 0], apart[:, 1])
     sure = apart.log_softmax(-1)
-    torch.testing.assert_close(model(x, bags=bags), (sure[:, 0] / 2 + sure[:, 1] / 2 + sure[:, 2]) / 2)
+    for share in (0.5, 0.3):
+        model.share.fill_(share)
+        expected = share * (sure[:, 0] + sure[:, 1]) / 2 + (1 - share) * sure[:, 2]
+        torch.testing.assert_close(model(x, bags=bags), expected)
     torch.testing.assert_close(model.linear(bags), apart[:, 2])
+
+
+def test_the_share_goes_to_who_is_right():
+    model = random_model(buckets=BUCKETS)
+    labels = torch.arange(30) % 3
+    right, wrong = torch.eye(3).double()[labels] * 4, torch.eye(3).double()[(labels + 1) % 3] * 4
+    doubtful = torch.where(torch.arange(30)[:, None] < 15, right, wrong)
+    for members, linear, share in ((right, wrong, 1.0), (wrong, right, 0.0), (doubtful, doubtful.roll(15, 0), 0.5)):
+        logits = torch.stack([members, linear], 1)
+        loss = model.settle(logits, labels)
+        assert float(model.share) == pytest.approx(share)
+        assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(model.combine(logits), labels)))
+    alone = random_model()
+    alone.settle(right[:, None], labels)
+    assert alone.share == 1
 
 
 def test_absent_entries_of_bags_change_nothing():
@@ -154,6 +172,7 @@ def test_it_learns_and_a_saved_model_says_the_same(tmp_path):
     model.save_pretrained(tmp_path)
     again = Classifier.from_pretrained(tmp_path)
     assert again.config == model.config
+    assert torch.equal(again.share, model.share)
     assert torch.equal(opinions(again, texts), opinions(model, texts))
 
 
