@@ -1,8 +1,10 @@
 """A hierarchical memory that is written once and read by context: a tree of matrix memories over a source.
 
-The leaves are short segments of the source; a node above joins two below. Every node holds what its steps wrote, as the
-memory of an mLSTM does, and a summary to be found by. A reader goes from coarse to fine: at every level it scores the
-nodes below those it kept, keeps the best and reads their memories; in the end it mixes the levels.
+The leaves are short segments of the source; a node above joins two below. Every node above a leaf holds what its steps
+wrote, as the memory of an mLSTM does, and every node a summary to be found by. A reader goes from coarse to fine: at
+every level it scores the nodes below those it kept, keeps the best and reads their memories; to the steps of the leaves
+that are left it attends; in the end it mixes the levels. So what lies far apart is found in O(log S), what matters is read
+exactly, and the rest in outline.
 """
 
 import math
@@ -55,7 +57,7 @@ class MemoryWriter(nn.Module):
         log = log.to(torch.promote_types(log.dtype, torch.float32))
         if mask is not None:
             log = log.masked_fill(~steps.align(mask)[:, None], -math.inf)
-        return store(k, v, s, log, self.leaf or source.shape[1])
+        return store(k, v, s, log, self.leaf or source.shape[1], attend=self.leaf is not None)
 
 
 class MemoryReader(nn.Module):

@@ -36,6 +36,7 @@ class Stored(NamedTuple):
     log: Tensor  # [B, H, S] log weights; -inf for steps that are not there
     levels: tuple[Node, ...]  # from the leaves to the root
     leaf: int  # steps of a leaf
+    attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
     depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
 
 
@@ -46,20 +47,21 @@ class Trace(NamedTuple):
     levels: Tensor  # [B, H, T, levels of the tree] weights of the levels, 0 above a row's root
 
 
-def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int) -> Stored:
+def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int, *, attend: bool = True) -> Stored:
     """The memory of keys, values and summaries [B, H, S, D] with log weights [B, H, S]; absent steps come last."""
     short = -k.shape[2] % leaf
     k, v, s = (F.pad(x, (0, 0, 0, short)) for x in (k, v, s))
     log = F.pad(log, (0, short), value=-math.inf)
     levels = [leaves(k, s, log, leaf)]
-    levels[0] = levels[0]._replace(C=_matrices(k, v, log, levels[0].m, leaf))
+    if not attend:
+        levels[0] = levels[0]._replace(C=_matrices(k, v, log, levels[0].m, leaf))
     while levels[-1].m.shape[-1] > 1:
         above = joined(levels[-1])
         if above.C is None:
             above = above._replace(C=_matrices(k, v, log, above.m, leaf << len(levels)))
         levels.append(above)
     several = [(node.m[:, 0] > -math.inf).sum(-1) > 1 for node in levels]
-    return Stored(k, v, log, tuple(levels), leaf, 1 + torch.stack(several).sum(0))
+    return Stored(k, v, log, tuple(levels), leaf, attend, 1 + torch.stack(several).sum(0))
 
 
 def leaves(k: Tensor, s: Tensor, log: Tensor, leaf: int) -> Node:
@@ -114,7 +116,9 @@ def read(
 
     At every level, from the root on: the nodes below those kept are scored by u . summary / sqrt(DK), the best `keep`
     are kept and weighed by the softmax of their scores. A node gives what an mLSTM's memory would,
-    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The levels are mixed by the softmax of `level`.
+    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The leaves, if they are to be attended to, give
+    together the attention to their steps: the softmax of q . k / sqrt(DK), a step's log weight and that of its leaf.
+    The levels are mixed by the softmax of `level`.
 
     Args:
         q: queries [B, H, T, DK].
@@ -174,7 +178,7 @@ def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
 def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
     total = q.new_zeros(*q.shape[:3], stored.v.shape[-1])
     for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
-        m = _at(node.m, place)
+        m, share = _at(node.m, place), mix[..., number, None] * weight
         if node.C is not None:
             h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
             normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
@@ -185,9 +189,15 @@ def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> T
             steps = steps.clamp(max=stored.k.shape[2] - 1)
             k, v, log = (_at(x, steps).unflatten(3, (-1, size)) for x in (stored.k, stored.v, stored.log))
             log = log.masked_fill(~there.unflatten(3, (-1, size)), -math.inf)
-            weighted = _exp(log, m[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
+            products = torch.einsum("bhtd,bhtksd->bhtks", q, k)
+            if number == 0 and stored.attend:
+                seen = _attention((products + log).flatten(-2), weight.repeat_interleave(size, -1))
+                h = torch.einsum("bhts,bhtsv->bhtv", seen.to(v.dtype), v.flatten(3, 4))
+                total = total + mix[..., number, None].to(h.dtype) * h
+                continue
+            weighted = _exp(log, m[..., None]).to(q.dtype) * products
             h, normaliser = torch.einsum("bhtks,bhtksv->bhtkv", weighted, v), weighted.sum(-1)
-        share = mix[..., number, None] * weight / _denominator(normaliser, m)
+        share = share / _denominator(normaliser, m)
         total = total + (share[..., None].to(h.dtype) * h).sum(-2)
     return total
 
@@ -197,12 +207,23 @@ def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Te
     steps, total = products.shape[-1], torch.zeros_like(products)
     for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
         count, size = node.m.shape[-1], stored.leaf << number
+        weights = weight.new_zeros(*q.shape[:3], count).scatter_add(-1, place, weight)
+        if number == 0 and stored.attend:
+            seen = _attention(products + stored.log[:, :, None], _of_steps(weights, size, steps))
+            total = total + (mix[..., number, None] * seen).to(total.dtype)
+            continue
         weighted = products * _exp(stored.log, _of_steps(node.m, size, steps))[:, :, None].to(q.dtype)
         normaliser = _by_node(weighted, count, size, -1).sum(-1)
-        shares = q.new_zeros(normaliser.shape).scatter_add(-1, place, (mix[..., number, None] * weight).to(q.dtype))
-        shares = shares / _denominator(normaliser, node.m[:, :, None]).to(q.dtype)
-        total = total + weighted * _of_steps(shares, size, steps)
+        shares = mix[..., number, None] * weights / _denominator(normaliser, node.m[:, :, None])
+        total = total + weighted * _of_steps(shares.to(q.dtype), size, steps)
     return total @ stored.v
+
+
+def _attention(scores: Tensor, weights: Tensor) -> Tensor:
+    """The softmax of scores [..., S], each times the weight of its leaf, which is 0 for leaves not kept."""
+    scores = scores.masked_fill(weights == 0, -math.inf)
+    seen = weights * _exp(scores, scores.amax(-1, keepdim=True).detach())
+    return seen / seen.sum(-1, keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
 
 
 def _denominator(normaliser: Tensor, m: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def random_layers(*, leaf=4, keep=2, levels=3):
 
 
 @torch.no_grad()
-def definition(k, v, s, log, q, u, level, *, leaf, keep):
+def definition(k, v, s, log, q, u, level, *, leaf, keep, attend):
     """One row, one head, one query, as the paper's loop would have it: k, v, s [S, D], log [S]; None for no step."""
     steps, dk = len(k), k.shape[1]
     spans = [[range(a, min(a + leaf, steps)) for a in range(0, steps, leaf)]]
@@ -47,6 +47,11 @@ def definition(k, v, s, log, q, u, level, *, leaf, keep):
             candidates = [c for c in candidates if c // 2 in kept]
         scored = sorted(((*node(spans[number][c]), c) for c in candidates), key=lambda x: -float(x[0]))[:keep]
         weights = torch.stack([x[0] for x in scored]).softmax(0)
+        if number == 0 and attend:
+            weight = {t: w for w, x in zip(weights, scored, strict=True) for t in spans[0][x[2]]}
+            seen = torch.stack([w.log() + q @ k[t] / dk**0.5 + log[t] for t, w in weight.items()]).softmax(0)
+            values.append(seen @ v[[*weight]])
+            continue
         values.append(sum(w * x[1] for w, x in zip(weights, scored, strict=True)))
         kept = {x[2] for x in scored}
     weights = torch.stack([level[min(n, len(level) - 1)] for n in range(len(spans))]).softmax(0)
@@ -56,13 +61,14 @@ def definition(k, v, s, log, q, u, level, *, leaf, keep):
 @pytest.mark.parametrize("form", ["dense", "sparse"])
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 13, 32, 33])
 @pytest.mark.parametrize(("dk", "dv"), [(3, 5), (16, 12)], ids=["matrices", "steps in the leaves"])
-def test_it_is_what_its_definition_says(form, steps, dk, dv):
+@pytest.mark.parametrize("attend", [True, False], ids=["attention in leaves", "matrices alone"])
+def test_it_is_what_its_definition_says(form, steps, dk, dv, attend):
     k, v, s, log = normal(1, 1, steps, dk), normal(1, 1, steps, dv), normal(1, 1, steps, dk), normal(1, 1, steps)
     q, u, level = normal(1, 1, 6, dk), normal(1, 1, 6, dk), normal(1, 1, 6, 3)
-    h, _ = read(store(k, v, s, log, 4), q, u, level, keep=2, form=form)
+    h, _ = read(store(k, v, s, log, 4, attend=attend), q, u, level, keep=2, form=form)
     for t in range(6):
         expected = definition(
-            k[0, 0], v[0, 0], s[0, 0], log[0, 0], q[0, 0, t], u[0, 0, t], level[0, 0, t], leaf=4, keep=2
+            k[0, 0], v[0, 0], s[0, 0], log[0, 0], q[0, 0, t], u[0, 0, t], level[0, 0, t], leaf=4, keep=2, attend=attend
         )
         assert_same([h[0, 0, t]], [expected], 1e-10)
 
@@ -84,7 +90,7 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
 
 def test_low_levels_are_kept_as_steps_where_these_are_fewer_numbers():
     k, v, s, log = normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64)
-    levels = store(k, v, s, log, 4).levels
+    levels = store(k, v, s, log, 4, attend=False).levels
     assert [node.C is None for node in levels] == [True, True, False, False, False]  # nodes of 4, 8, 16, 32, 64 steps
 
 
