@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,35 +131,41 @@ def _python_docs(folder: Path) -> None:
 
 
 def _descriptions(language: str) -> Callable[[Path], None]:
-    """pairs.tsv: sentences of package descriptions in English and another language, each pair once."""
+    """pairs.tsv: sentences of package descriptions in English and another language, each pair once, split by source."""
 
     def fetch(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             lists = Path(temporary) / "lists"
             debian.fetch_lists(lists, f"en,{language}")
             both = (debian.read_descriptions(lists, name) for name in ("en", language))
-            pairs = dict.fromkeys(debian.sentence_pairs(*both))
+            sources = debian.source_packages(lists)
+            pairs = dict.fromkeys(
+                (a, b, sources.get(package, package)) for a, b, package in debian.sentence_pairs(*both)
+            )
         if not pairs:
             raise ValueError(f"Debian's lists here have no descriptions in both English and {language!r}")
-        _write_table(folder / "pairs.tsv", ("source", "target", "group"), pairs)
+        _write_split(folder / "pairs.tsv", pairs)
 
     return fetch
 
 
 def _summaries(folder: Path) -> None:
-    """summaries.tsv: package descriptions and their synopses; a tenth of the source packages is for the test."""
+    """summaries.tsv: package descriptions and their synopses, split by source package."""
     with tempfile.TemporaryDirectory() as temporary:
         lists = Path(temporary) / "lists"
         debian.fetch_lists(lists, "en")
         found = debian.summaries(debian.read_descriptions(lists, "en"), debian.source_packages(lists))
-        rows = dict.fromkeys((*row, "test" if zlib.crc32(row[2].encode()) % 10 == 0 else "train") for row in found)
+        rows = dict.fromkeys(found)
     if not rows:
         raise ValueError("Debian's lists here have no English descriptions; apt-get update shows what is there")
-    _write_table(folder / "summaries.tsv", ("source", "target", "group", "split"), rows)
+    _write_split(folder / "summaries.tsv", rows)
 
 
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    lines = ("\t".join(cell.replace("\t", " ") for cell in row) for row in (columns, *rows))
+def _write_split(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Rows of source, target and group; a tenth of the groups, by their checksums, is for the test."""
+    split = ((*row, "test" if zlib.crc32(row[2].encode()) % 10 == 0 else "train") for row in rows)
+    table = [("source", "target", "group", "split"), *split]
+    lines = ("\t".join(cell.replace("\t", " ") for cell in row) for row in table)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
