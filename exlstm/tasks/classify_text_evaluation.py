@@ -105,7 +105,7 @@ def _linear(part: Part) -> list[str]:
     except ImportError:
         return []
     model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2, token_pattern=r"\w+|[^\w\s]"),
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2),
         LogisticRegression(C=10, max_iter=1000),
     )
     model.fit([x.text for x in part.splits.train], [x.label for x in part.splits.train])
