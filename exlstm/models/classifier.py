@@ -27,14 +27,14 @@ class ClassifierConfig:
     """Tokens there are, 0 to vocabulary - 1, where the sequences are tokens; else None."""
     features: int | None = None
     """Numbers in a step, where the sequences are numbers; else None."""
-    pattern: str = "mm"
+    pattern: str = "s"
     """The blocks, see `parse_pattern`."""
-    width: int = 128
+    width: int = 64
     heads: int = 4
     style: Style = "paper"
-    dropout: float = 0.3
+    dropout: float = 0.4
     """Probability with which numbers are dropped in training: of the steps, of what a block adds, of what is pooled."""
-    step_dropout: float = 0.1
+    step_dropout: float = 0.2
     """Probability with which whole steps are hidden in training."""
     levels: int = 12
     """Levels of hierarchical memories."""

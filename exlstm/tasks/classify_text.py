@@ -32,9 +32,9 @@ class Train(TrainOptions):
 
     data: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(needed)")] = None
     """Your labelled texts."""
-    steps: int | None = 1000
+    steps: int | None = 600
     """Training steps; none: as many as --minutes allow."""
-    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="m", width=128))
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="s", width=64))
     members: int = 1
     """Networks side by side, whose opinions are averaged."""
     grams: int = 2
@@ -49,9 +49,9 @@ class Train(TrainOptions):
     """Tokens of a text that the networks read at most."""
     batch: int = 64
     """Texts of a training step."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate."""
-    dropout: float = 0.3
+    dropout: float = 0.4
     """Probability with which numbers inside the model are dropped in training."""
     balanced: bool = False
     """Let rare classes count as much as frequent ones in training."""
