@@ -16,7 +16,7 @@ from exlstm.train import TrainConfig, TrainResult, derive_seed
 from exlstm.train import train as run_training
 
 RECIPE = TrainConfig(steps=600, lr=3e-3, weight_decay=0.05, warmup=0.1, final_lr=0.05, eval_every=50, ema=0.99)
-"""How a classifier is trained unless told otherwise; a few thousand texts are soon known by heart, hence the average."""
+"""How a classifier is trained unless told otherwise; weights are averaged, for few texts are soon known by heart."""
 SMOOTHING = 0.1
 """Of the training labels (arXiv 1512.00567)."""
 SCORED_AT_ONCE = 64
