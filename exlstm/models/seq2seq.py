@@ -41,7 +41,7 @@ class Seq2SeqConfig:
     style: Style = "paper"
     dropout: float = 0.1
     memory: MemoryKind = "hierarchical"
-    """A tree of matrix memories, one flat matrix memory, or softmax attention to all of the source."""
+    """A tree of matrix memories, its leaves read by attention; one flat matrix memory; or attention to all."""
     leaf: int = 8
     """Source tokens in a leaf of the tree."""
     keep: int = 4

@@ -52,7 +52,7 @@ class Train(TrainOptions):
     """Your pairs."""
     steps: int | None = 3000
     """Training steps; none: as many as --minutes allow."""
-    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="mm", width=256))
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="ss", width=256))
     encoder: Annotated[str, arg(metavar="PATTERN", help_behavior_hint="(default: the model's pattern)")] = ""
     """The blocks that read the source in both directions."""
     memory: Literal["hierarchical", "flat", "attention"] = "hierarchical"

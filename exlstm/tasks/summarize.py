@@ -25,7 +25,7 @@ class Train(pairs.Train):
 
     data: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(needed)")] = None
     """Your texts."""
-    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="mm", width=192))
+    model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="ss", width=192))
     longest: int = 160
     """Tokens of a text at most; what is over is cut in training."""
 
