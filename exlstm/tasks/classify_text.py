@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from exlstm.console import notes, print_table
-from exlstm.tasks.options import EvaluateOptions, ModelOptions, PredictOptions, TrainOptions, command_line, restore
+from exlstm.console import notes
+from exlstm.tasks.options import EvaluateOptions, ModelOptions, PredictOptions, TrainOptions, restore
 from exlstm.tasks.runs import Run
 from exlstm.tasks.session import INTERRUPTED, begin, require_finished, resume_command, training
 
@@ -251,10 +252,9 @@ def _introduce(run: Run, data: "LabelledTexts", parts: Sequence["Part"]) -> None
 def _evaluate(
     run: Run, data: "LabelledTexts", parts: Sequence["Part"], cost: Mapping[str, Any], device: str, prog: str
 ) -> None:
-    """Score the models, keep what they found and the scores, print the scores, and only then write the report."""
+    """Score the models, keep what they found and the scores, and conclude."""
     from exlstm.tasks import classify_text_evaluation, classify_text_report
-    from exlstm.tasks.report import write_report
-    from exlstm.train import read_metrics
+    from exlstm.tasks.conclusion import conclude
 
     options = restore(Train, run.options)
     models = [(part, *load(run.path / part.name, device)) for part in parts]
@@ -272,17 +272,14 @@ def _evaluate(
         | {"labels": evaluation.labels, "confusion": evaluation.confusion},
         **cost,
     )
-    scores = run.read_scores()
-    columns = classify_text_report.score_columns()
-    print_table(columns, classify_text_report.score_rows(scores), numeric=columns[1:])
-    report = classify_text_report.make_report(
-        evaluation,
-        [*data.notes, *parts[0].splits.notes],
-        run=run,
-        model=about,
-        scores=scores,
-        history=read_metrics(run.path / parts[0].name / run.metrics.name),
-        command=[*prog.split(), "train", TASK, *command_line(options, without={"out", "resume", "device"})],
+    conclude(
+        run,
+        options,
+        prog,
+        columns=classify_text_report.score_columns(),
+        rows=classify_text_report.score_rows,
+        report=partial(
+            classify_text_report.make_report, evaluation, [*data.notes, *parts[0].splits.notes], model=about
+        ),
+        metrics=run.path / parts[0].name / run.metrics.name,
     )
-    write_report(run.report, report)
-    print(f"report: {run.report}")

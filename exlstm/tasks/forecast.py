@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from exlstm.console import notes, print_table
+from exlstm.console import notes
 from exlstm.tasks.options import (
     RUN_DATA,
     EvaluateOptions,
@@ -15,7 +16,6 @@ from exlstm.tasks.options import (
     PredictOptions,
     TrainOptions,
     as_flags,
-    command_line,
     restore,
 )
 from exlstm.tasks.runs import Run
@@ -192,11 +192,10 @@ def _introduce(run: Run, data: "SeriesSet", split: "Split", name: str) -> None:
 def _evaluate(
     run: Run, data: "SeriesSet", split: "Split", forecaster: "Forecaster", cost: Mapping[str, Any], prog: str
 ) -> None:
-    """Score the model, keep forecasts and scores, print the scores, and only then write the report."""
+    """Score the model, keep forecasts and scores, and conclude."""
     from exlstm.tasks import forecast_data, forecast_report
+    from exlstm.tasks.conclusion import conclude
     from exlstm.tasks.forecast_evaluation import evaluate as score_windows
-    from exlstm.tasks.report import write_report
-    from exlstm.train import read_metrics
 
     options = restore(Train, run.options)
     evaluation = score_windows(forecaster, data, split.horizon, split.windows)
@@ -207,19 +206,13 @@ def _evaluate(
         data=forecast_data.summary(data, options.data, split),
         **cost,
     )
-    scores, columns = run.read_scores(), forecast_report.score_columns()
-    print_table(columns, forecast_report.score_rows(scores), numeric=columns[1:])
     for note in evaluation.notes:
         notes().print(f"note: {note}")
-    command = [*prog.split(), "train", TASK, *command_line(options, without={"out", "resume", "device"})]
-    report = forecast_report.make_report(
-        evaluation,
-        data,
-        run=run,
-        model=forecast_report.size_of(forecaster),
-        scores=scores,
-        history=read_metrics(run.metrics),
-        command=command,
+    conclude(
+        run,
+        options,
+        prog,
+        columns=forecast_report.score_columns(),
+        rows=forecast_report.score_rows,
+        report=partial(forecast_report.make_report, evaluation, data, model=forecast_report.size_of(forecaster)),
     )
-    write_report(run.report, report)
-    print(f"report: {run.report}")

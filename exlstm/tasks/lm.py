@@ -3,19 +3,19 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from exlstm.console import notes, print_table
+from exlstm.console import notes
 from exlstm.tasks.options import (
     EvaluateOptions,
     GenerateOptions,
     ModelOptions,
     PredictOptions,
     TrainOptions,
-    command_line,
     restore,
 )
 from exlstm.tasks.runs import Run
@@ -247,10 +247,9 @@ def _introduce(run: Run, corpus: "Corpus") -> None:
 
 
 def _evaluate(run: Run, corpus: "Corpus", model: "LanguageModel", cost: Mapping[str, Any], prog: str) -> None:
-    """Score the model, keep the scores, print them, and only then write the report."""
+    """Score the model, keep the scores, and conclude."""
     from exlstm.tasks import lm_evaluation, lm_report
-    from exlstm.tasks.report import write_report
-    from exlstm.train import read_metrics
+    from exlstm.tasks.conclusion import conclude
 
     evaluation = lm_evaluation.evaluate(model, corpus)
     run.write_scores(
@@ -259,17 +258,11 @@ def _evaluate(run: Run, corpus: "Corpus", model: "LanguageModel", cost: Mapping[
         data={name: asdict(getattr(corpus, name).about) for name in ("train", "validation", "test")},
         **cost,
     )
-    scores = run.read_scores()
-    print_table(lm_report.score_columns(), lm_report.score_rows(scores), numeric=lm_report.score_columns()[1:])
-    options = restore(Train, run.options)
-    report = lm_report.make_report(
-        evaluation,
-        corpus,
-        run=run,
-        model=size_of(model),
-        scores=scores,
-        history=read_metrics(run.metrics),
-        command=[*prog.split(), "train", TASK, *command_line(options, without={"out", "resume", "device"})],
+    conclude(
+        run,
+        restore(Train, run.options),
+        prog,
+        columns=lm_report.score_columns(),
+        rows=lm_report.score_rows,
+        report=partial(lm_report.make_report, evaluation, corpus, model=size_of(model)),
     )
-    write_report(run.report, report)
-    print(f"report: {run.report}")

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from exlstm.console import notes, print_table
-from exlstm.tasks.options import EvaluateOptions, ModelOptions, PredictOptions, TrainOptions, command_line, restore
+from exlstm.console import notes
+from exlstm.tasks.options import EvaluateOptions, ModelOptions, PredictOptions, TrainOptions, restore
 from exlstm.tasks.runs import Run
 from exlstm.tasks.session import INTERRUPTED, begin, require_finished, resume_command, training
 
@@ -231,10 +232,9 @@ def _introduce(run: Run, pairs: "Pairs", tokens: "Mapping[str, TokenPairs]") -> 
 def _evaluate(
     kind: Kind, run: Run, pairs: "Pairs", model: "Seq2Seq", tokenizer: "Tokenizer", cost: Mapping[str, Any], prog: str
 ) -> None:
-    """Score the model, keep what it wrote and the scores, print the scores, and only then write the report."""
+    """Score the model, keep what it wrote and the scores, and conclude."""
     from exlstm.tasks import pairs_evaluation, pairs_report
-    from exlstm.tasks.report import write_report
-    from exlstm.train import read_metrics
+    from exlstm.tasks.conclusion import conclude
 
     options = restore(kind.train, run.options)
     evaluation = pairs_evaluation.evaluate(kind, model, tokenizer, pairs, beams=options.beams, longest=options.longest)
@@ -246,17 +246,11 @@ def _evaluate(
         | {"signatures": evaluation.signatures, "by_length": evaluation.by_length},
         **cost,
     )
-    scores = run.read_scores()
-    print_table(["", *kind.shown], pairs_report.score_rows(kind, scores), numeric=kind.shown)
-    report = pairs_report.make_report(
-        kind,
-        evaluation,
-        pairs,
-        run=run,
-        model=size_of(model),
-        scores=scores,
-        history=read_metrics(run.metrics),
-        command=[*prog.split(), "train", kind.task, *command_line(options, without={"out", "resume", "device"})],
+    conclude(
+        run,
+        options,
+        prog,
+        columns=["", *kind.shown],
+        rows=partial(pairs_report.score_rows, kind),
+        report=partial(pairs_report.make_report, kind, evaluation, pairs, model=size_of(model)),
     )
-    write_report(run.report, report)
-    print(f"report: {run.report}")

@@ -15,7 +15,7 @@ from exlstm import cli
 from exlstm.data.series import read_series
 from exlstm.models.forecaster import Forecaster
 from exlstm.models.forecasting import RECIPE
-from exlstm.tasks import forecast, forecast_data, report
+from exlstm.tasks import conclusion, forecast, forecast_data
 from exlstm.tasks.forecast_data import Split, choose_split
 from exlstm.tasks.runs import Run
 from exlstm.train.progress import Display
@@ -216,7 +216,7 @@ def test_nothing_is_lost_when_the_report_fails(monkeypatch):
     def fail(*_args, **_kwargs):
         raise RuntimeError("no paper")
 
-    monkeypatch.setattr(report, "write_report", fail)
+    monkeypatch.setattr(conclusion, "write_report", fail)
     with pytest.raises(RuntimeError, match="no paper"):
         train(Path("unreported"))
     assert scores_of(Path("unreported"))["model"]
