@@ -105,5 +105,5 @@ class MemoryReader(nn.Module):
         q, u, gate = self.query(x).chunk(3, -1)
         q, u = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, u))
         level = self.level(x).unflatten(-1, (self.heads, self.levels)).transpose(1, 2)
-        h, found = read(stored, q, u, level, keep=self.keep, form=form)
-        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), found if trace else None
+        h, found = read(stored, q, u, level, keep=self.keep, form=form, trace=trace)
+        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), found

@@ -45,6 +45,7 @@ class Trace(NamedTuple):
 
     nodes: tuple[Tensor, ...]  # from the leaves to the root: weights of the nodes [B, H, T, N], 0 where not read
     levels: Tensor  # [B, H, T, levels of the tree] weights of the levels, 0 above a row's root
+    steps: Tensor | None  # [B, H, T, S] attention to the steps of the kept leaves, if it is they that are read
 
 
 def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int, *, attend: bool = True) -> Stored:
@@ -110,8 +111,8 @@ def joined(below: Node) -> Node:
 
 
 def read(
-    stored: Stored, q: Tensor, u: Tensor, level: Tensor, *, keep: int, form: Form = "auto"
-) -> tuple[Tensor, Trace]:
+    stored: Stored, q: Tensor, u: Tensor, level: Tensor, *, keep: int, form: Form = "auto", trace: bool = False
+) -> tuple[Tensor, Trace | None]:
     """What T steps read.
 
     At every level, from the root on: the nodes below those kept are scored by u . summary / sqrt(DK), the best `keep`
@@ -126,6 +127,7 @@ def read(
         level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
         keep: nodes kept at a level.
         form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
+        trace: also tell what was read.
 
     Returns:
         [B, H, T, DV]; 0 for a source without steps.
@@ -141,9 +143,15 @@ def read(
     mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
     kept = _descend(stored, u * dk**-0.5, keep)
     h = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
-    nodes = (q.new_zeros(*q.shape[:3], x.m.shape[-1]) for x in stored.levels)
-    traces = (none.scatter_add(-1, k.place, k.weight.to(q.dtype)) for none, k in zip(nodes, kept, strict=True))
-    return h, Trace(tuple(traces), mix)
+    return h, _trace(stored, q, kept, mix) if trace else None
+
+
+def _trace(stored: Stored, q: Tensor, kept: list["_Kept"], mix: Tensor) -> Trace:
+    nodes = tuple(x.of_all(node.m.shape[-1]) for x, node in zip(kept, stored.levels, strict=True))
+    if not stored.attend:
+        return Trace(nodes, mix, None)
+    scores = q @ stored.k.transpose(-1, -2) + stored.log[:, :, None]
+    return Trace(nodes, mix, _attention(scores, _of_steps(nodes[0], stored.leaf, scores.shape[-1])))
 
 
 class _Kept(NamedTuple):
@@ -151,6 +159,10 @@ class _Kept(NamedTuple):
 
     place: Tensor  # int64 [B, H, T, K]
     weight: Tensor  # [B, H, T, K], 0 for a node that is not there
+
+    def of_all(self, count: int) -> Tensor:
+        """The weights of all N nodes of the level [B, H, T, N]."""
+        return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
 
 
 def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
@@ -205,9 +217,9 @@ def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> T
 def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
     products = q @ stored.k.transpose(-1, -2)  # [B, H, T, S]
     steps, total = products.shape[-1], torch.zeros_like(products)
-    for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
+    for number, (node, those) in enumerate(zip(stored.levels, kept, strict=True)):
         count, size = node.m.shape[-1], stored.leaf << number
-        weights = weight.new_zeros(*q.shape[:3], count).scatter_add(-1, place, weight)
+        weights = those.of_all(count)
         if number == 0 and stored.attend:
             seen = _attention(products + stored.log[:, :, None], _of_steps(weights, size, steps))
             total = total + (mix[..., number, None] * seen).to(total.dtype)

@@ -39,7 +39,7 @@ class Reads:
 
     source: list[str]
     written: list[str]
-    weights: Tensor  # [T, S] the mean over heads of the weights of the leaves, or of attention, by source token
+    weights: Tensor  # [T, S] attention to the source's tokens, in the leaves of a tree or in all: the mean over heads
 
 
 def evaluate(kind: Kind, model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, beams: int, longest: int) -> Evaluation:
@@ -102,6 +102,6 @@ def reads(model: Seq2Seq, tokenizer: Tokenizer, source: str, written: str) -> Re
     if model.config.memory == "attention":
         weights = traces[-1][0].mean(0)
     else:
-        weights = traces[-1].nodes[0][0].mean(0).repeat_interleave(stored.leaf, -1)[:, : len(x)]
+        weights = traces[-1].steps[0].mean(0)[:, : len(x)]
     pieces = [tokenizer.decode([token]) for token in x]
     return Reads(pieces, [*(tokenizer.decode([token]) for token in y[:-1]), "∎"], weights.float().cpu())

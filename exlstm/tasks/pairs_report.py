@@ -100,7 +100,7 @@ def by_length(kind: Kind, evaluation: Evaluation) -> Picture:
 
 def read_map(reads: Reads) -> Picture:
     """What was read of the source for every token written."""
-    with axes(wide=True) as drawn:
+    with axes(wide=True, height=1.4 + 0.16 * len(reads.written)) as drawn:
         drawn.imshow(reads.weights.numpy(), aspect="auto", cmap="Greys", vmin=0, interpolation="nearest")
         drawn.set_xticks(range(len(reads.source)), [_visible(x) for x in reads.source], rotation=60, ha="right")
         drawn.set_yticks(range(len(reads.written)), [_visible(x) for x in reads.written])
@@ -108,8 +108,8 @@ def read_map(reads: Reads) -> Picture:
         drawn.grid(False)
         return picture(
             drawn,
-            "What the last block reads of the source (across) while it writes (down): the weights of the memory's "
-            "leaves, or of attention, over heads.",
+            "What the last block attends to in the source (across) while it writes (down), the mean over heads; a tree "
+            "has steps to attend to only in the leaves that it is led to.",
             description="Heat map of what is read of the source for each token written.",
             wide=True,
         )

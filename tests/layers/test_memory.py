@@ -134,6 +134,10 @@ def test_a_read_keeps_few_nodes_and_their_weights_sum_to_one():
     writer, reader = random_layers(keep=2)
     _, trace = reader(writer(normal(2, 50, WIDTH)), normal(2, 5, WIDTH), trace=True)
     assert [x.shape[-1] for x in trace.nodes] == [13, 7, 4, 2, 1]
+    assert trace.steps is not None
+    in_leaves = trace.steps.unflatten(-1, (13, 4)).sum(-1)
+    assert bool(((in_leaves > 0) == (trace.nodes[0] > 0)).all())
+    assert_same([trace.steps.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)
     for weights in trace.nodes:
         assert int((weights > 0).sum(-1).max()) <= 2
         assert_same([weights.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)
