@@ -42,7 +42,7 @@ class Seq2SeqConfig:
     dropout: float = 0.1
     memory: MemoryKind = "hierarchical"
     """A tree of matrix memories, its leaves read by attention; one flat matrix memory; or attention to all."""
-    leaf: int = 8
+    leaf: int = 16
     """Source tokens in a leaf of the tree."""
     keep: int = 4
     """Nodes of a level that a read keeps."""
