@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from exlstm.layers.block import Style
 from exlstm.layers.init import small_init_
@@ -13,6 +14,7 @@ from exlstm.models import generation
 from exlstm.models.backbone import Backbone, BackboneState
 from exlstm.models.decoder import Decoder
 from exlstm.models.generation import GREEDY, Generated, Sampling
+from exlstm.models.losses import linear_cross_entropy
 from exlstm.models.saving import Pretrained
 from exlstm.ops.checks import check_shape
 from exlstm.ops.cpu.step import Weights
@@ -86,17 +88,20 @@ class LanguageModel(Pretrained):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> tuple[Tensor, BackboneState | None]:
-        """Logits of the token after each.
+        """Logits of the token after each, or the loss where that token is known.
 
         Args:
             tokens: int64 [B, T].
             state: what the call for the piece before returned; None at the beginning.
             mask: bool [B, T]; False steps count as absent, whatever token stands there.
             reset: bool [B, T]; a new document begins at a True step.
+            targets: int64 [B, T], the token after each, `IGNORED` where none counts.
 
         Returns:
-            logits [B, T, vocabulary] and the state after the last step.
+            logits [B, T, vocabulary], or with `targets` their mean cross-entropy in nats, for which not all logits are
+            held at once; and the state after the last step.
 
         Raises:
             ValueError: shapes or dtypes do not fit, or a token is out of range.
@@ -104,7 +109,11 @@ class LanguageModel(Pretrained):
         self._check(tokens)
         x = self.dropout(self.embedding(tokens if mask is None else tokens.masked_fill(~mask, 0)))
         y, state = self.backbone(x, state, mask=mask, reset=reset)
-        return self._cap(self.head(y)), state
+        if targets is None:
+            return self._cap(self.head(y)), state
+        if self.config.soft_cap is None:
+            return linear_cross_entropy(y, self.head.weight, targets), state
+        return cross_entropy(self._cap(self.head(y)).flatten(0, 1).float(), targets.flatten()), state
 
     @torch.no_grad()
     def generate(

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from exlstm.data.text import TokenBatch
 from exlstm.layers.state import map_state
@@ -70,8 +69,7 @@ def _piece_loss(
     if bool(reset[:, 0].all()):
         state = None  # nothing of it is read, and some kernels begin with an empty memory only
     needed = bool((reset[:, 1:] if state is None else reset).any())
-    logits, state = model(tokens, state, reset=reset if needed else None)
-    return cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), state
+    return model(tokens, state, reset=reset if needed else None, targets=targets)
 
 
 def _leaves(state: BackboneState | None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from exlstm.layers.state import map_state
 from exlstm.models import generation
 from exlstm.models.backbone import Backbone
 from exlstm.models.generation import GREEDY, Generated, Sampling
+from exlstm.models.losses import IGNORED, linear_cross_entropy
 from exlstm.models.pattern import parse_pattern
 from exlstm.models.saving import Pretrained
 from exlstm.ops.checks import check_shape
@@ -103,16 +104,29 @@ class Seq2Seq(Pretrained):
         small_init_(self.embedding.weight, c.width)
 
     def forward(
-        self, source: Tensor, target: Tensor, source_mask: Tensor | None = None, target_mask: Tensor | None = None
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        ignored: int = IGNORED,
+        smoothing: float = 0.0,
     ) -> Tensor:
-        """Logits [B, T, vocabulary] of the token after each of the target's.
+        """Logits [B, T, vocabulary] of the token after each of the target's, or the loss where that token is known.
 
         Args:
             source: tokens int64 [B, S].
             target: tokens int64 [B, T], the first of them `bos`.
             source_mask: bool [B, S], target_mask bool [B, T]; False tokens count as absent.
+            labels: int64 [B, T], the token after each, `ignored` where none counts: the result is then the mean
+                cross-entropy in nats, of labels with `smoothing`, for which not all logits are held at once.
         """
-        return self.decode(target, self.encode(source, source_mask), mask=target_mask)[0]
+        y, _, _ = self._decode(target, self.encode(source, source_mask), mask=target_mask)
+        if labels is None:
+            return self.head(y)
+        return linear_cross_entropy(y, self.head.weight, labels, ignored=ignored, smoothing=smoothing)
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Any:
         """Read sources int64 [B, S] and write them to memory."""
@@ -132,6 +146,19 @@ class Seq2Seq(Pretrained):
 
         What each block read is None unless `trace`.
         """
+        y, after, traces = self._decode(target, stored, state, mask=mask, trace=trace)
+        return self.head(y), after, traces
+
+    def _decode(
+        self,
+        target: Tensor,
+        stored: Any,
+        state: tuple[Any, ...] | None = None,
+        *,
+        mask: Tensor | None = None,
+        trace: bool = False,
+    ) -> tuple[Tensor, tuple[Any, ...], list[Any]]:
+        """`decode` up to what the head makes logits of [B, T, width]."""
         x = self._embed("target", target, mask)
         states, traces = [], []
         for place, (block, norm, reader) in enumerate(zip(self.blocks, self.read_norms, self.readers, strict=True)):
@@ -140,7 +167,7 @@ class Seq2Seq(Pretrained):
             x = x + self.dropout(y)
             states.append(after)
             traces.append(found)
-        return self.head(self.norm(x)), tuple(states), traces
+        return self.norm(x), tuple(states), traces
 
     @torch.no_grad()
     def generate(

@@ -8,7 +8,6 @@ from typing import cast
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from exlstm.data.text import PAD, PairBatch, PairSampler, TokenPairs
 from exlstm.models.seq2seq import Seq2Seq
@@ -58,7 +57,7 @@ def fit(
 
 def smoothed_loss(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Mapping[str, float]]:
     """Mean cross-entropy of the target's tokens, in nats, with smoothed labels."""
-    return _loss(model, batch, SMOOTHING, "mean"), {}
+    return _loss(model, batch, SMOOTHING), {}
 
 
 @torch.no_grad()
@@ -67,22 +66,18 @@ def mean_loss(model: Seq2Seq, pairs: TokenPairs) -> float:
     total, count = 0.0, 0
     for numbers in pairs.batches_by_length(SCORED_AT_ONCE):
         batch = pairs.batch(numbers)
-        total += float(_loss(model, batch, 0.0, "sum"))
-        count += int((batch.labels != PAD).sum())
+        tokens = int((batch.labels != PAD).sum())
+        total += float(_loss(model, batch, 0.0)) * tokens
+        count += tokens
     return total / count
 
 
-def _loss(model: nn.Module, batch: PairBatch, smoothing: float, reduction: str) -> Tensor:
+def _loss(model: nn.Module, batch: PairBatch, smoothing: float) -> Tensor:
     batch = batch.to(next(model.parameters()).device)
     # Rows that are all of one length need no masks, and without them less is to be done.
     source_mask, target_mask = (None if bool(m.all()) else m for m in (batch.source_mask, batch.target_mask))
-    logits = model(batch.source, batch.target, source_mask, target_mask)
-    return cross_entropy(
-        logits.flatten(0, 1).float(),
-        batch.labels.flatten(),
-        ignore_index=PAD,
-        label_smoothing=smoothing,
-        reduction=reduction,
+    return model(
+        batch.source, batch.target, source_mask, target_mask, labels=batch.labels, ignored=PAD, smoothing=smoothing
     )
 
 

@@ -46,7 +46,7 @@ def test_a_run_holds_all_that_it_promises(run):
     assert sum(part["pairs"] for part in scores["data"]["by_length"]) == scores["data"]["test"]
     report = (run / "report.html").read_text()
     assert "BLEU by the length of the source" in report
-    assert "What the last block reads of the source" in report
+    assert "What the last block attends to in the source" in report
 
 
 def test_the_table_is_what_was_scored(run):
