@@ -48,11 +48,14 @@ def describe(run: Run) -> dict[str, Any]:
     options = restore(module.Train, run.options)
     words = command_line(options, without={"out", "resume", "device"})
     scores, environment = run.read_scores(), run.config["environment"]
-    with safe_open(run.model / "model.safetensors", "pt") as file:
+    # A run in folds has a model in each, all of one size.
+    model = next(iter(sorted(run.path.glob("**/model/model.safetensors"))))
+    with safe_open(model, "pt") as file:
         weights = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118 - it is no mapping
     return {
         "task": run.task,
         "command": shlex.join(["exlstm", "train", run.task, *map(_without_machine, words)]),
+        "data": _without_machine(str(options.data)) if options.data else "the sample",
         "seed": options.seed,
         "weights": weights,
         "minutes": scores["seconds"] / 60,
@@ -71,14 +74,14 @@ def _without_machine(word: str) -> str:
 
 
 def page(facts: Mapping[str, str], runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs as Markdown: for each task a table of scores, then the commands."""
+    """The runs as Markdown: for each task and data set a table of scores, then the commands."""
     parts = ["# TASKS", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
     parts.append(
         "`DATA` is where `exlstm data get NAME` puts a data set. Every run trained on the threads that it names."
     )
-    for task in dict.fromkeys(run["task"] for run in runs):
-        same = [run for run in runs if run["task"] == task]
-        parts += [f"## {task}", _scores(same), *_by_length(same), "\n".join(_commands(same))]
+    for task, data in dict.fromkeys((run["task"], run["data"]) for run in runs):
+        same = [run for run in runs if (run["task"], run["data"]) == (task, data)]
+        parts += [f"## {task}, {data}", _scores(same), *_by_length(same), "\n".join(_commands(same))]
     return "\n\n".join(parts) + "\n"
 
 
