@@ -37,6 +37,8 @@ class Kind:
     """What `without_model` does, in two words."""
     without_model: Callable[[str], str]
     """Makes a target of a source by itself."""
+    room: float
+    """Tokens that a target may have at most, for each of its source's; some more for short ones."""
     lengths: Sequence[int]
     """Words of a source, at which the scores by length are parted."""
     example: str
@@ -168,7 +170,7 @@ def predict(kind: Kind, options: Predict, prog: str) -> int:
     texts = [options.text] if options.text is not None else []
     if options.input is not None:
         texts = options.input.read_text(encoding="utf-8").splitlines()
-    found = write(model, tokenizer, texts, beams=beams)
+    found = write(model, tokenizer, texts, beams=beams, room=kind.room)
     if options.out is None:
         print("\n".join(found))
     else:

@@ -49,7 +49,7 @@ def evaluate(kind: Kind, model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, 
         ValueError: the package that scores is not installed.
     """
     sources, targets = [pair.source for pair in pairs.test], [pair.target for pair in pairs.test]
-    found = write(model, tokenizer, sources, beams=beams)
+    found = write(model, tokenizer, sources, beams=beams, room=kind.room)
     table = pd.DataFrame({"source": sources, "target": targets, kind.result: found})
     scores, signatures = kind.metric(found, targets)
     scores["loss"] = mean_loss(model, TokenPairs(pairs.test, tokenizer, longest=longest))
@@ -71,11 +71,11 @@ def evaluate(kind: Kind, model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, 
     )
 
 
-def write(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: int) -> list[str]:
-    """The target of each source; of an empty text an empty one."""
+def write(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: int, room: float = 2.0) -> list[str]:
+    """The target of each source, of about `room` tokens at most for each of its; of an empty text an empty one."""
     tokens = tokenizer.encode_all([" ".join(text.split()) for text in texts])
     found = [""] * len(texts)
-    for most, same in groupby(sorted((_most(x), n) for n, x in enumerate(tokens) if x), key=lambda pair: pair[0]):
+    for most, same in groupby(sorted((_most(x, room), n) for n, x in enumerate(tokens) if x), key=lambda pair: pair[0]):
         numbers = [n for _, n in same]
         for begin in range(0, len(numbers), _AT_ONCE):
             part = numbers[begin : begin + _AT_ONCE]
@@ -85,9 +85,9 @@ def write(model: Seq2Seq, tokenizer: Tokenizer, texts: Sequence[str], *, beams: 
     return found
 
 
-def _most(source: Sequence[int]) -> int:
+def _most(source: Sequence[int], room: float) -> int:
     """Tokens that a target may have: by the source alone, so that it does not depend on its neighbours."""
-    return 20 + 2 * (1 << (len(source) - 1).bit_length())
+    return 20 + int(room * (1 << (len(source) - 1).bit_length()))
 
 
 @torch.no_grad()

@@ -54,6 +54,7 @@ KIND = pairs.Kind(
     shown=("ROUGE-1", "ROUGE-2", "ROUGE-L"),
     baseline="first sentence",
     without_model=first_sentence,
+    room=0.5,
     lengths=(25, 50, 100, 200),
     example="description-summaries",
     train=Train,

@@ -36,6 +36,7 @@ KIND = pairs.Kind(
     shown=("BLEU", "chrF"),
     baseline="source copied",
     without_model=str,
+    room=2.0,
     lengths=(5, 10, 20, 30),
     example="descriptions-de",
     train=Train,
