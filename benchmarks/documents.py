@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.lm import parameters, state_bytes
@@ -31,6 +30,7 @@ from benchmarks.machine import machine, versions
 from benchmarks.report import table
 from exlstm.data.get import get
 from exlstm.data.text import BOS, EOS, PAD, Pair, PairBatch, Pairs, Tokenizer, read_pairs
+from exlstm.data.text.batching import padded
 from exlstm.models import Seq2Seq
 from exlstm.models.seq2seq import MemoryKind
 from exlstm.models.seq2seq_training import RECIPE, smoothed_loss
@@ -40,7 +40,7 @@ LENGTHS = (32, 128, 512, 2048)
 TOKENS = 2048  # of the sources of a batch
 ASKED = 6  # packages that a target names
 MEMORIES: tuple[MemoryKind, ...] = ("hierarchical", "flat", "attention")
-VOCABULARY, WIDTH, PATTERN = 4000, 256, "mm"
+VOCABULARY, WIDTH, PATTERN = 4000, 256, "ss"
 TESTED = 24  # batches a length
 RESULTS = Path(__file__).parent / "results"
 
@@ -83,14 +83,8 @@ class Documents:
 
 
 def _batch(documents: Sequence[tuple[list[int], list[int], list[int]]]) -> PairBatch:
-    (source, source_mask), (target, target_mask), (labels, _) = (_padded(side) for side in zip(*documents, strict=True))
+    (source, source_mask), (target, target_mask), (labels, _) = (padded(side) for side in zip(*documents, strict=True))
     return PairBatch(source, source_mask, target, target_mask, labels)
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(row) for row in rows])
-    tokens = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=PAD)
-    return tokens, torch.arange(tokens.shape[1]) < lengths[:, None]
 
 
 def make(memory: MemoryKind, vocabulary: int, seed: int) -> Seq2Seq:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exlstm.data import debian, labelled_sets
+from exlstm.data.tables import write_table
 
 MANIFEST = "SHA256SUMS"
 
@@ -164,9 +165,7 @@ def _summaries(folder: Path) -> None:
 def _write_split(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Rows of source, target and group; a tenth of the groups, by their checksums, is for the test."""
     split = ((*row, "test" if zlib.crc32(row[2].encode()) % 10 == 0 else "train") for row in rows)
-    table = [("source", "target", "group", "split"), *split]
-    lines = ("\t".join(cell.replace("\t", " ") for cell in row) for row in table)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_table(path, ("source", "target", "group", "split"), split)
 
 
 _RATED_LICENCE = "MIT, by C. J. Hutto and E. Gilbert (ICWSM 2014), who ask to be cited; from the package vaderSentiment"

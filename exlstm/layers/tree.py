@@ -15,9 +15,8 @@ Form = Literal["auto", "dense", "sparse"]
 class Node(NamedTuple):
     """The N nodes of one level; sums are scaled by exp(-m)."""
 
-    C: (
-        Tensor | None
-    )  # [B, H, N, DK, DV] matrix memories: sums of weight key value^T; None where steps are fewer numbers
+    # Matrix memories, sums of weight key value^T; None where a node's steps are fewer numbers.
+    C: Tensor | None  # [B, H, N, DK, DV]
     n: Tensor  # [B, H, N, DK] normalisers: sums of weight key
     s: Tensor  # [B, H, N, DK] sums of weight summary
     w: Tensor  # [B, H, N] sums of weights

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from exlstm.data.text import LabelledBatch, LabelledSampler, TokenTexts
+from exlstm.data.text import LabelledBatch, LengthSampler, TokenTexts, batches_by_length
 from exlstm.models.classifier import Classifier
 from exlstm.train import TrainConfig, TrainResult, derive_seed
 from exlstm.train import train as run_training
@@ -51,7 +51,7 @@ def fit(
     return run_training(
         model,
         training_loss(weights),
-        LabelledSampler(texts, batch=batch, seed=derive_seed(train.seed, "texts")),
+        LengthSampler(texts, batch=batch, seed=derive_seed(train.seed, "texts")),
         train,
         validate=_validate_on(validation) if len(validation) else None,
         out=out,
@@ -97,7 +97,7 @@ def opinions(model: Classifier, texts: TokenTexts) -> Tensor:
     training = model.training
     model.eval()
     found: dict[int, Tensor] = {}
-    for numbers in texts.batches_by_length(SCORED_AT_ONCE):
+    for numbers in batches_by_length(texts, SCORED_AT_ONCE):
         batch = _moved(model, texts.batch(numbers))
         logits = model(batch.tokens, _mask(batch), bags=batch.bags, apart=True)
         found |= zip(numbers, logits.float().cpu(), strict=True)

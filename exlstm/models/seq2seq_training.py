@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from exlstm.data.text import PAD, PairBatch, PairSampler, TokenPairs
+from exlstm.data.text import PAD, LengthSampler, PairBatch, TokenPairs, batches_by_length
 from exlstm.models.seq2seq import Seq2Seq
 from exlstm.train import TrainConfig, TrainResult, derive_seed
 from exlstm.train import train as run_training
@@ -43,7 +43,7 @@ def fit(
     return run_training(
         model,
         smoothed_loss,
-        PairSampler(pairs, batch=batch, seed=derive_seed(train.seed, "pairs")),
+        LengthSampler(pairs, batch=batch, seed=derive_seed(train.seed, "pairs")),
         train,
         validate=_validate_on(validation) if len(validation) else None,
         out=out,
@@ -64,7 +64,7 @@ def smoothed_loss(model: nn.Module, batch: PairBatch) -> tuple[Tensor, Mapping[s
 def mean_loss(model: Seq2Seq, pairs: TokenPairs) -> float:
     """Mean cross-entropy of all targets' tokens, in nats."""
     total, count = 0.0, 0
-    for numbers in pairs.batches_by_length(SCORED_AT_ONCE):
+    for numbers in batches_by_length(pairs, SCORED_AT_ONCE):
         batch = pairs.batch(numbers)
         tokens = int((batch.labels != PAD).sum())
         total += float(_loss(model, batch, 0.0)) * tokens

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from exlstm.data.text import BOS, EOS, PAD, PairSampler, Tokenizer, TokenPairs, read_pairs
+from exlstm.data.text import BOS, EOS, PAD, LengthSampler, Tokenizer, TokenPairs, batches_by_length, read_pairs
 from exlstm.data.text.rows import read_rows
 
 ROWS = [(f"source {n}", f"target {n % 190}", f"g{n % 100}") for n in range(400)]
@@ -99,7 +99,7 @@ def test_a_batch_holds_sources_targets_and_what_follows(tokens):
 
 
 def test_an_epoch_holds_every_pair_once_and_the_next_in_another_order(tokens):
-    sampler = PairSampler(tokens, batch=7, seed=0)
+    sampler = LengthSampler(tokens, batch=7, seed=0)
     count = len(tokens) // 7
     epochs = [[sampler(step) for step in range(begin, begin + count)] for begin in (0, count)]
     keys = [[tuple(row.tolist()) for batch in epoch for row in batch.source] for epoch in epochs]
@@ -109,12 +109,12 @@ def test_an_epoch_holds_every_pair_once_and_the_next_in_another_order(tokens):
         assert set(padded) <= pool
         assert len(epoch) == 7 * count
     assert keys[0] != keys[1]
-    again = PairSampler(tokens, batch=7, seed=0)(count + 2)
+    again = LengthSampler(tokens, batch=7, seed=0)(count + 2)
     assert torch.equal(again.source, epochs[1][2].source)
 
 
 def test_batches_by_length_hold_all_pairs_once(tokens):
-    batches = tokens.batches_by_length(16)
+    batches = batches_by_length(tokens, 16)
     assert sorted(n for batch in batches for n in batch) == list(range(len(tokens)))
 
 

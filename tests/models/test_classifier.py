@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from exlstm.data.text import LabelledSampler, Tokenizer, TokenTexts
+from exlstm.data.text import LengthSampler, Tokenizer, TokenTexts
 from exlstm.data.text.bags import Bags, bag, stack_bags
 from exlstm.models import Classifier
 from exlstm.models.bag_linear import STRENGTH, BagLinear
@@ -199,7 +199,7 @@ def test_class_weights_let_all_classes_count_alike():
 
 def test_an_epoch_holds_every_text_once_in_batches_of_like_lengths_and_depends_on_the_step_alone():
     texts = some_texts()
-    sampler = LabelledSampler(texts, batch=8, seed=0)
+    sampler = LengthSampler(texts, batch=8, seed=0)
     first, second = ([sampler(step) for step in range(n, n + 5)] for n in (0, 5))
     for epoch in (first, second):
         found = [tuple(row[keep].tolist()) for x in epoch for row, keep in zip(x.tokens, x.mask, strict=True)]
@@ -207,7 +207,7 @@ def test_an_epoch_holds_every_text_once_in_batches_of_like_lengths_and_depends_o
     assert not all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
     spread = sum(int(x.mask.sum(1).max() - x.mask.sum(1).min()) for x in first) / 5
     assert spread < 10  # of lengths from 12 to 30
-    again = LabelledSampler(texts, batch=8, seed=0)(7)
+    again = LengthSampler(texts, batch=8, seed=0)(7)
     assert torch.equal(again.tokens, second[2].tokens)
     assert torch.equal(again.bags.buckets, second[2].bags.buckets)
 

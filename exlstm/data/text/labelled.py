@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from exlstm.data.text.corpus import SPLITS
+from exlstm.data.text.reading import clean
 from exlstm.data.text.rows import Row, read_rows
 
 FOLDS = 10
@@ -145,11 +146,11 @@ def read_labelled(
 
 
 def _labelled(row: Row, split: str, by_name: str | None) -> Labelled:
-    text = _clean(row.texts[0] or "")
+    text = clean(row.texts[0] or "")
     part = row.texts[3] or by_name
     if part not in (None, *SPLITS):
         raise ValueError(f"{row.where} has {part!r} in {split!r}; expected one of {', '.join(SPLITS)}")
-    return Labelled(text, _clean(row.texts[1] or ""), row.texts[2] or text, part)
+    return Labelled(text, clean(row.texts[1] or ""), row.texts[2] or text, part)
 
 
 def labelled_files(source: Path) -> Iterator[Path]:
@@ -163,10 +164,6 @@ def labelled_files(source: Path) -> Iterator[Path]:
     if not found:
         raise ValueError(f"no labelled texts in {source}: expected files ending in {', '.join(SUFFIXES)}")
     yield from found
-
-
-def _clean(text: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 _NOTES = {

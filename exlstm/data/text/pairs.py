@@ -1,23 +1,21 @@
 """Pairs of a source and a target text, as for translation: reading, splitting, batches of like lengths."""
 
-import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from exlstm.data.text.batching import padded
 from exlstm.data.text.corpus import SPLITS
-from exlstm.data.text.reading import Reading
+from exlstm.data.text.reading import Reading, clean
 from exlstm.data.text.rows import read_rows
-from exlstm.data.text.tokenizer import BOS, EOS, PAD, Tokenizer
+from exlstm.data.text.tokenizer import BOS, EOS, Tokenizer
 
 _WHOLE = 20  # parts of the pairs; one of them is validation and one is test
-_POOL = 50  # batches whose pairs are sorted by length together
 
 
 class Pair(NamedTuple):
@@ -66,7 +64,7 @@ def read_pairs(
     reading = Reading()
     pairs: dict[tuple[str, str], Pair] = {}
     for row in read_rows(path, [source, target], [group, split]):
-        a, b = (_clean(text or "") for text in row.texts[:2])
+        a, b = (clean(text or "") for text in row.texts[:2])
         if row.texts[3] not in (None, *SPLITS):
             raise ValueError(f"{row.where} has {row.texts[3]!r} in {split!r}; expected one of {', '.join(SPLITS)}")
         if not a or not b:
@@ -104,10 +102,6 @@ def _split(pairs: Sequence[Pair], most: int) -> dict[str, list[Pair]]:
     return splits
 
 
-def _clean(text: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(text.split()))
-
-
 class PairBatch(NamedTuple):
     """Pairs as tokens, each at the beginning of its row."""
 
@@ -137,47 +131,11 @@ class TokenPairs:
 
     def batch(self, numbers: Sequence[int]) -> PairBatch:
         """The pairs of some numbers."""
-        source, source_mask = _padded([self.sources[n] for n in numbers])
-        target, target_mask = _padded([[BOS, *self.targets[n]] for n in numbers])
-        labels, _ = _padded([[*self.targets[n], EOS] for n in numbers])
+        source, source_mask = padded([self.sources[n] for n in numbers])
+        target, target_mask = padded([[BOS, *self.targets[n]] for n in numbers])
+        labels, _ = padded([[*self.targets[n], EOS] for n in numbers])
         return PairBatch(source, source_mask, target, target_mask, labels)
 
-    def batches_by_length(self, size: int) -> list[list[int]]:
-        """All pairs in batches of like lengths, the numbers of each."""
-        order = sorted(range(len(self)), key=lambda n: (len(self.targets[n]), len(self.sources[n]), n))
-        return [order[begin : begin + size] for begin in range(0, len(order), size)]
-
-
-class PairSampler:
-    """Training batches: every pair once an epoch, in batches of like lengths and random order; called with a step."""
-
-    def __init__(self, pairs: TokenPairs, *, batch: int, seed: int) -> None:
-        self._pairs, self._size, self._seed = pairs, min(batch, len(pairs)), seed
-        self._count = len(pairs) // self._size  # batches of an epoch; the rest is left for another one
-        self._last: tuple[int, list[np.ndarray]] = -1, []
-
-    def __call__(self, step: int) -> PairBatch:
-        epoch, place = divmod(step, self._count)
-        if self._last[0] != epoch:
-            self._last = epoch, self._epoch(epoch)
-        return self._pairs.batch(self._last[1][place].tolist())
-
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._pairs))[: self._count * self._size]
-        batches: list[np.ndarray] = []
-        for begin in range(0, len(order), _POOL * self._size):
-            pool = order[begin : begin + _POOL * self._size].tolist()
-            pool.sort(key=lambda n: (len(self._pairs.targets[n]), len(self._pairs.sources[n])))
-            batches += np.split(np.array(pool), len(pool) // self._size)
-        return [batches[n] for n in random.permutation(len(batches))]
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    time = max(map(len, rows))
-    tokens = torch.full((len(rows), time), PAD)
-    mask = torch.zeros(len(rows), time, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        tokens[number, : len(row)] = torch.tensor([*row])
-        mask[number, : len(row)] = True
-    return tokens, mask
+    def size(self, number: int) -> tuple[int, int]:
+        """The lengths of a pair's target and source."""
+        return len(self.targets[number]), len(self.sources[number])

@@ -111,3 +111,8 @@ def _decoded(data: bytes, reading: Reading) -> str:
     except UnicodeDecodeError:
         reading.counts["encoding"] += 1
         return data.decode("cp1252", "replace")
+
+
+def clean(text: str) -> str:
+    """A line of text in Unicode's normal form C, its white space single spaces."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
