@@ -90,9 +90,9 @@ def _batch(documents: Sequence[tuple[list[int], list[int], list[int]]]) -> PairB
 def make(memory: MemoryKind, vocabulary: int, seed: int) -> Seq2Seq:
     """An untrained model; what the three have in common begins alike."""
     torch.manual_seed(derive_seed(seed, "network"))
-    return Seq2Seq(
-        vocabulary=vocabulary, bos=BOS, eos=EOS, encoder=PATTERN, decoder=PATTERN, width=WIDTH, memory=memory
-    )
+    # Nothing is copied word for word, which a flat memory could not: it is memories that are compared.
+    fields = {"encoder": PATTERN, "decoder": PATTERN, "width": WIDTH, "copy": False}
+    return Seq2Seq(vocabulary=vocabulary, bos=BOS, eos=EOS, memory=memory, **fields)
 
 
 @torch.no_grad()

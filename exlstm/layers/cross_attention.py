@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from exlstm.layers.init import small_init_, wang_init_
 from exlstm.layers.linear import head_width
+from exlstm.layers.reading import Attended, Trace
 from exlstm.ops.checks import check_shape, check_steps
 
 
@@ -45,9 +45,9 @@ class AttentionWriter(nn.Module):
 
 
 class AttentionReader(nn.Module):
-    """Attention to a source: `y, weights = reader(stored, x)`, with x, y [B, T, width] and weights [B, H, T, S].
+    """Attention to a source: `y, trace = reader(stored, x)` with x, y [B, T, width].
 
-    Weights are given if `trace`, else None. What a source without steps gives is 0.
+    What a source without steps gives is 0.
     """
 
     def __init__(self, width: int, heads: int, *, depth: int = 1) -> None:
@@ -62,14 +62,14 @@ class AttentionReader(nn.Module):
         small_init_(self.query.weight, self.query.in_features)
         wang_init_(self.out.weight, self.out.out_features, self.depth)
 
-    def forward(self, stored: KeysValues, x: Tensor, *, trace: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, stored: KeysValues, x: Tensor, *, trace: bool = False) -> tuple[Tensor, Trace]:
+        """Read for every step of `x` [B, T, width]; `trace` is there for readers of trees, and changes nothing."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v, mask = stored
+        scores = q @ k.to(q.dtype).transpose(-1, -2) * q.shape[-1] ** -0.5
         seen, some = mask[:, None, None], mask.any(-1)[:, None, None, None]
         # A row that sees nothing would be NaN: it sees all, and what it read is dropped.
-        h = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), attn_mask=seen | ~some)
-        y = self.out(h.masked_fill(~some, 0).transpose(1, 2).flatten(-2))
-        if not trace:
-            return y, None
-        scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
-        return y, scores.masked_fill(~seen, -math.inf).softmax(-1).nan_to_num(0.0)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        weight = scores.to(wide).masked_fill(~seen & some, -math.inf).softmax(-1).masked_fill(~some, 0)
+        h = weight.to(v.dtype) @ v
+        return self.out(h.transpose(1, 2).flatten(-2)), Trace(Attended(weight))

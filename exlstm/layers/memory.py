@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from exlstm.layers.init import small_init_, wang_init_
 from exlstm.layers.linear import head_width
 from exlstm.layers.norm import MultiHeadNorm
+from exlstm.layers.reading import Trace
 from exlstm.layers.steps import Lookback
-from exlstm.layers.tree import Form, Stored, Trace, read, store
+from exlstm.layers.tree import Form, Stored, read, store
 from exlstm.ops.checks import check_shape, check_steps
 
 
@@ -61,7 +62,7 @@ class MemoryWriter(nn.Module):
 
 
 class MemoryReader(nn.Module):
-    """Reads a hierarchical memory by context: `y, None = reader(stored, x)` with x, y [B, T, width].
+    """Reads a hierarchical memory by context: `y, trace = reader(stored, x)` with x, y [B, T, width].
 
     Args:
         width: of queries and outputs, and of the source that was written.
@@ -91,15 +92,13 @@ class MemoryReader(nn.Module):
         nn.init.zeros_(self.level.bias)
         wang_init_(self.out.weight, self.out.out_features, self.depth)
 
-    def forward(
-        self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False
-    ) -> tuple[Tensor, Trace | None]:
+    def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False) -> tuple[Tensor, Trace]:
         """Read for every step of `x` [B, T, width].
 
         Args:
             stored: what a writer of as many heads and the same width returned.
             form: "dense" forms all T x S products, "sparse" reads the kept nodes alone; "auto" takes what costs less.
-            trace: also tell what was read.
+            trace: also tell which nodes were read.
         """
         check_shape("x", x, (stored.k.shape[0], None, self.query.in_features), "[B, T, width]")
         q, u, gate = self.query(x).chunk(3, -1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from exlstm.layers.reading import Attended, Trace
 from exlstm.ops.mlstm import EPS, normaliser_floor
 
 Form = Literal["auto", "dense", "sparse"]
@@ -37,14 +38,6 @@ class Stored(NamedTuple):
     leaf: int  # steps of a leaf
     attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
     depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
-
-
-class Trace(NamedTuple):
-    """What a read did."""
-
-    nodes: tuple[Tensor, ...]  # from the leaves to the root: weights of the nodes [B, H, T, N], 0 where not read
-    levels: Tensor  # [B, H, T, levels of the tree] weights of the levels, 0 above a row's root
-    steps: Tensor | None  # [B, H, T, S] attention to the steps of the kept leaves, if it is they that are read
 
 
 def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int, *, attend: bool = True) -> Stored:
@@ -111,7 +104,7 @@ def joined(below: Node) -> Node:
 
 def read(
     stored: Stored, q: Tensor, u: Tensor, level: Tensor, *, keep: int, form: Form = "auto", trace: bool = False
-) -> tuple[Tensor, Trace | None]:
+) -> tuple[Tensor, Trace]:
     """What T steps read.
 
     At every level, from the root on: the nodes below those kept are scored by u . summary / sqrt(DK), the best `keep`
@@ -126,10 +119,10 @@ def read(
         level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
         keep: nodes kept at a level.
         form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
-        trace: also tell what was read.
+        trace: also tell which nodes were read.
 
     Returns:
-        [B, H, T, DV]; 0 for a source without steps.
+        [B, H, T, DV], 0 for a source without steps; and what was read.
     """
     dk, dv = q.shape[-1], stored.v.shape[-1]
     if form == "auto":
@@ -141,16 +134,10 @@ def read(
     above = torch.arange(len(stored.levels), device=q.device) >= stored.depth[:, None, None, None]
     mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
     kept = _descend(stored, u * dk**-0.5, keep)
-    h = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
-    return h, _trace(stored, q, kept, mix) if trace else None
-
-
-def _trace(stored: Stored, q: Tensor, kept: list["_Kept"], mix: Tensor) -> Trace:
-    nodes = tuple(x.of_all(node.m.shape[-1]) for x, node in zip(kept, stored.levels, strict=True))
-    if not stored.attend:
-        return Trace(nodes, mix, None)
-    scores = q @ stored.k.transpose(-1, -2) + stored.log[:, :, None]
-    return Trace(nodes, mix, _attention(scores, _of_steps(nodes[0], stored.leaf, scores.shape[-1])))
+    h, steps = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
+    if not trace:
+        return h, Trace(steps)
+    return h, Trace(steps, tuple(x.of_all(node.m.shape[-1]) for x, node in zip(kept, stored.levels, strict=True)), mix)
 
 
 class _Kept(NamedTuple):
@@ -186,48 +173,58 @@ def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
     return found[::-1]
 
 
-def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
-    total = q.new_zeros(*q.shape[:3], stored.v.shape[-1])
+def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
+    total, attended = q.new_zeros(*q.shape[:3], stored.v.shape[-1]), None
     for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
-        m, share = _at(node.m, place), mix[..., number, None] * weight
+        if number == 0 and stored.attend:
+            h, attended = _attend(stored, q, kept[0])
+            total = total + mix[..., 0, None].to(h.dtype) * h
+            continue
+        m = _at(node.m, place)
         if node.C is not None:
             h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
             normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
         else:
-            size = stored.leaf << number
-            steps = (place[..., None] * size + torch.arange(size, device=q.device)).flatten(-2)
-            there = steps < stored.k.shape[2]  # the last node may not be full
-            steps = steps.clamp(max=stored.k.shape[2] - 1)
-            k, v, log = (_at(x, steps).unflatten(3, (-1, size)) for x in (stored.k, stored.v, stored.log))
-            log = log.masked_fill(~there.unflatten(3, (-1, size)), -math.inf)
-            products = torch.einsum("bhtd,bhtksd->bhtks", q, k)
-            if number == 0 and stored.attend:
-                seen = _attention((products + log).flatten(-2), weight.repeat_interleave(size, -1))
-                h = torch.einsum("bhts,bhtsv->bhtv", seen.to(v.dtype), v.flatten(3, 4))
-                total = total + mix[..., number, None].to(h.dtype) * h
-                continue
-            weighted = _exp(log, m[..., None]).to(q.dtype) * products
+            _, k, v, log = _steps_of(stored, place, stored.leaf << number)
+            weighted = _exp(log, m[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
             h, normaliser = torch.einsum("bhtks,bhtksv->bhtkv", weighted, v), weighted.sum(-1)
-        share = share / _denominator(normaliser, m)
+        share = mix[..., number, None] * weight / _denominator(normaliser, m)
         total = total + (share[..., None].to(h.dtype) * h).sum(-2)
-    return total
+    return total, attended
 
 
-def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
+def _attend(stored: Stored, q: Tensor, leaves: _Kept) -> tuple[Tensor, Attended]:
+    """Attention to the steps of the leaves kept, which are gathered."""
+    steps, k, v, log = _steps_of(stored, leaves.place, stored.leaf)
+    scores = torch.einsum("bhtd,bhtksd->bhtks", q, k) + log
+    seen = _attention(scores.flatten(-2), leaves.weight.repeat_interleave(stored.leaf, -1))
+    return torch.einsum("bhts,bhtsv->bhtv", seen.to(v.dtype), v.flatten(3, 4)), Attended(seen, steps.flatten(-2))
+
+
+def _steps_of(stored: Stored, place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The steps [B, H, T, K, size] of nodes kept as steps, and their keys, values and log weights."""
+    steps = place[..., None] * size + torch.arange(size, device=place.device)
+    there = steps < stored.k.shape[2]  # the last node may not be full
+    steps = steps.clamp(max=stored.k.shape[2] - 1)
+    k, v, log = (_at(x, steps.flatten(-2)).unflatten(3, (-1, size)) for x in (stored.k, stored.v, stored.log))
+    return steps, k, v, log.masked_fill(~there, -math.inf)
+
+
+def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
     products = q @ stored.k.transpose(-1, -2)  # [B, H, T, S]
-    steps, total = products.shape[-1], torch.zeros_like(products)
+    steps, total, attended = products.shape[-1], torch.zeros_like(products), None
     for number, (node, those) in enumerate(zip(stored.levels, kept, strict=True)):
         count, size = node.m.shape[-1], stored.leaf << number
         weights = those.of_all(count)
         if number == 0 and stored.attend:
-            seen = _attention(products + stored.log[:, :, None], _of_steps(weights, size, steps))
-            total = total + (mix[..., number, None] * seen).to(total.dtype)
+            attended = Attended(_attention(products + stored.log[:, :, None], _of_steps(weights, size, steps)))
+            total = total + (mix[..., number, None] * attended.weight).to(total.dtype)
             continue
         weighted = products * _exp(stored.log, _of_steps(node.m, size, steps))[:, :, None].to(q.dtype)
         normaliser = _by_node(weighted, count, size, -1).sum(-1)
         shares = mix[..., number, None] * weights / _denominator(normaliser, node.m[:, :, None])
         total = total + weighted * _of_steps(shares.to(q.dtype), size, steps)
-    return total @ stored.v
+    return total @ stored.v, attended
 
 
 def _attention(scores: Tensor, weights: Tensor) -> Tensor:

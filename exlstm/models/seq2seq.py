@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,12 @@ from exlstm.layers import AttentionReader, AttentionWriter, MemoryReader, Memory
 from exlstm.layers.block import Block, Style
 from exlstm.layers.init import small_init_
 from exlstm.layers.norm import LayerNorm, RMSNorm
+from exlstm.layers.reading import Trace
 from exlstm.layers.state import map_state
+from exlstm.layers.steps import Lookback
 from exlstm.models import generation
 from exlstm.models.backbone import Backbone
+from exlstm.models.copying import Copying
 from exlstm.models.generation import GREEDY, Generated, Sampling
 from exlstm.models.losses import IGNORED, linear_cross_entropy
 from exlstm.models.pattern import parse_pattern
@@ -47,6 +50,8 @@ class Seq2SeqConfig:
     """Source tokens in a leaf of the tree."""
     keep: int = 4
     """Nodes of a level that a read keeps."""
+    copy: bool = True
+    """Tokens of the source may be written as they stand, see `Copying`; not from a flat memory, which keeps none."""
     levels: int = 12
     """Levels told apart, of the tree and of hierarchical blocks."""
     window: int = 256
@@ -63,12 +68,20 @@ class Seq2SeqConfig:
                 )
 
 
+class Source(NamedTuple):
+    """A source that was read."""
+
+    memory: Any  # what the writer wrote
+    tokens: Tensor | None  # int64 [B, S], absent ones last, if they can be copied
+
+
 class Seq2Seq(Pretrained):
     """Sources [B, S] to targets [B, T].
 
         encoder   bidirectional blocks over the source
         memory    what the encoder found, written once
         decoder   causal blocks over the target so far; each is followed by a read of the memory
+        head      the next token, from the vocabulary or copied from where the last read looked
 
     `Seq2Seq(config)` or `Seq2Seq(vocabulary=..., bos=1, eos=2, ...)` with the fields of `Seq2SeqConfig`.
     """
@@ -101,6 +114,7 @@ class Seq2Seq(Pretrained):
         self.norm = norm(c.width)
         self.head = nn.Linear(c.width, c.vocabulary, bias=False)
         self.head.weight = self.embedding.weight
+        self.copying = Copying(c.width) if c.copy and c.memory != "flat" else None
         small_init_(self.embedding.weight, c.width)
 
     def forward(
@@ -114,7 +128,9 @@ class Seq2Seq(Pretrained):
         ignored: int = IGNORED,
         smoothing: float = 0.0,
     ) -> Tensor:
-        """Logits [B, T, vocabulary] of the token after each of the target's, or the loss where that token is known.
+        """Scores [B, T, vocabulary] of the token after each of the target's, or the loss where that token is known.
+
+        Scores are logits; log probabilities if tokens can be copied.
 
         Args:
             source: tokens int64 [B, S].
@@ -123,51 +139,66 @@ class Seq2Seq(Pretrained):
             labels: int64 [B, T], the token after each, `ignored` where none counts: the result is then the mean
                 cross-entropy in nats, of labels with `smoothing`, for which not all logits are held at once.
         """
-        y, _, _ = self._decode(target, self.encode(source, source_mask), mask=target_mask)
+        stored = self.encode(source, source_mask)
+        y, _, traces = self._write(target, stored, mask=target_mask)
         if labels is None:
-            return self.head(y)
-        return linear_cross_entropy(y, self.head.weight, labels, ignored=ignored, smoothing=smoothing)
+            return self._scores(y, stored, traces)
+        copied, attended = None, traces[-1].steps
+        if self.copying is not None and stored.tokens is not None and attended is not None:
+            copied = self.copying.of_labels(y, attended, stored.tokens, labels)
+        return linear_cross_entropy(y, self.head.weight, labels, ignored=ignored, smoothing=smoothing, other=copied)
 
-    def encode(self, source: Tensor, mask: Tensor | None = None) -> Any:
+    def encode(self, source: Tensor, mask: Tensor | None = None) -> Source:
         """Read sources int64 [B, S] and write them to memory."""
-        y, _ = self.encoder(self._embed("source", source, mask), mask=mask)
-        return self.writer(y, mask)
+        x = self._embed("source", source, mask)
+        if mask is not None:
+            # Absent tokens go to the end, as memories have them.
+            steps = Lookback(0, source.shape[1], mask=mask, reset=None)
+            source, x, mask = (steps.align(part) for part in (source, x, mask))
+        y, _ = self.encoder(x, mask=mask)
+        return Source(self.writer(y, mask), None if self.copying is None else source)
 
     def decode(
         self,
         target: Tensor,
-        stored: Any,
+        stored: Source,
         state: tuple[Any, ...] | None = None,
         *,
         mask: Tensor | None = None,
         trace: bool = False,
-    ) -> tuple[Tensor, tuple[Any, ...], list[Any]]:
-        """Go on with targets int64 [B, T]: logits [B, T, vocabulary], the state after, and what was read.
+    ) -> tuple[Tensor, tuple[Any, ...], list[Trace]]:
+        """Go on with targets int64 [B, T]: scores [B, T, vocabulary], the state after, and what each block read.
 
-        What each block read is None unless `trace`.
+        With `trace` that includes the nodes of a tree that were read.
         """
-        y, after, traces = self._decode(target, stored, state, mask=mask, trace=trace)
-        return self.head(y), after, traces
+        y, after, traces = self._write(target, stored, state, mask=mask, trace=trace)
+        return self._scores(y, stored, traces), after, traces
 
-    def _decode(
+    def _write(
         self,
         target: Tensor,
-        stored: Any,
+        stored: Source,
         state: tuple[Any, ...] | None = None,
         *,
         mask: Tensor | None = None,
         trace: bool = False,
-    ) -> tuple[Tensor, tuple[Any, ...], list[Any]]:
-        """`decode` up to what the head makes logits of [B, T, width]."""
+    ) -> tuple[Tensor, tuple[Any, ...], list[Trace]]:
+        """`decode` up to what the head makes scores of [B, T, width]."""
         x = self._embed("target", target, mask)
         states, traces = [], []
         for place, (block, norm, reader) in enumerate(zip(self.blocks, self.read_norms, self.readers, strict=True)):
             x, after = block(x, None if state is None else state[place], mask=mask)
-            y, found = reader(stored, norm(x), trace=trace)
+            y, found = reader(stored.memory, norm(x), trace=trace)
             x = x + self.dropout(y)
             states.append(after)
             traces.append(found)
         return self.norm(x), tuple(states), traces
+
+    def _scores(self, y: Tensor, stored: Source, traces: list[Trace]) -> Tensor:
+        logits, attended = self.head(y), traces[-1].steps
+        if self.copying is None or stored.tokens is None or attended is None:
+            return logits
+        return self.copying(logits, y, attended, stored.tokens)
 
     @torch.no_grad()
     def generate(

@@ -60,6 +60,8 @@ class Train(TrainOptions):
     """The blocks that read the source in both directions."""
     memory: Literal["hierarchical", "flat", "attention"] = "hierarchical"
     """What the source is stored in: a tree of matrix memories, one of them, or all of it for attention."""
+    no_copy: bool = False
+    """Write from the vocabulary alone, and copy no word of the source as it stands."""
     tokenizer: Literal["bpe", "unigram", "bytes"] = "bpe"
     """What the model reads and writes: subwords learnt from the texts, or bytes."""
     vocabulary: int = 8000
@@ -182,7 +184,8 @@ def predict(kind: Kind, options: Predict, prog: str) -> int:
 def size_of(model: "Seq2Seq") -> str:
     """What the model is, in a few words."""
     config, weights = model.config, sum(parameter.numel() for parameter in model.parameters())
-    return f"{config.encoder} to {config.decoder}, {config.memory} memory, {weights:,} weights"
+    copying = "" if model.copying is None else ", copying"
+    return f"{config.encoder} to {config.decoder}, {config.memory} memory{copying}, {weights:,} weights"
 
 
 def load(run: Run, device: str, prog: str) -> "tuple[Seq2Seq, Tokenizer]":
@@ -216,6 +219,7 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "Seq2Seq":
             width=model.width,
             dropout=options.dropout,
             memory=options.memory,
+            copy=not options.no_copy,
         )
 
 

@@ -93,15 +93,13 @@ def _most(source: Sequence[int], room: float) -> int:
 @torch.no_grad()
 def reads(model: Seq2Seq, tokenizer: Tokenizer, source: str, written: str) -> Reads | None:
     """Where the last block of the decoder reads while it writes."""
-    if model.config.memory == "flat":
-        return None
     device = next(model.parameters()).device
     x, y = tokenizer.encode(source), [*tokenizer.encode(written), EOS]
     stored = model.encode(torch.tensor([x], device=device))
-    _, _, traces = model.decode(torch.tensor([[BOS, *y[:-1]]], device=device), stored, trace=True)
-    if model.config.memory == "attention":
-        weights = traces[-1][0].mean(0)
-    else:
-        weights = traces[-1].steps[0].mean(0)[:, : len(x)]
+    _, _, traces = model.decode(torch.tensor([[BOS, *y[:-1]]], device=device), stored)
+    attended = traces[-1].steps
+    if attended is None:
+        return None
+    weights = attended.over(len(x))[0].mean(0)
     pieces = [tokenizer.decode([token]) for token in x]
     return Reads(pieces, [*(tokenizer.decode([token]) for token in y[:-1]), "∎"], weights.float().cpu())

@@ -7,7 +7,7 @@ import torch
 
 from exlstm.layers import MemoryReader, MemoryWriter
 from exlstm.layers.tree import read, store
-from tests.ops.cases import assert_same, leaves, normal
+from tests.ops.cases import assert_same, normal
 
 WIDTH, HEADS = 12, 2
 
@@ -83,8 +83,9 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
     results = []
     for form in ("dense", "sparse"):
         y, trace = reader(writer(source, mask), x, form=form, trace=True)
-        weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
-        results.append([y, *leaves(trace), *torch.autograd.grad((weights * y).sum(), parameters)])
+        seen = trace.steps.over(steps)
+        loss = sum((torch.linspace(-1, 1, z.numel(), dtype=torch.float64).view_as(z) * z).sum() for z in (y, seen))
+        results.append([y, seen, *trace.nodes, trace.levels, *torch.autograd.grad(loss, parameters)])
     assert_same(*results, 1e-10)
 
 
@@ -135,9 +136,10 @@ def test_a_read_keeps_few_nodes_and_their_weights_sum_to_one():
     _, trace = reader(writer(normal(2, 50, WIDTH)), normal(2, 5, WIDTH), trace=True)
     assert [x.shape[-1] for x in trace.nodes] == [13, 7, 4, 2, 1]
     assert trace.steps is not None
-    in_leaves = trace.steps.unflatten(-1, (13, 4)).sum(-1)
+    seen = trace.steps.over(52)
+    in_leaves = seen.unflatten(-1, (13, 4)).sum(-1)
     assert bool(((in_leaves > 0) == (trace.nodes[0] > 0)).all())
-    assert_same([trace.steps.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)
+    assert_same([seen.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)
     for weights in trace.nodes:
         assert int((weights > 0).sum(-1).max()) <= 2
         assert_same([weights.sum(-1)], [torch.ones(2, HEADS, 5, dtype=torch.float64)], 1e-12)

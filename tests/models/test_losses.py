@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from exlstm.models import LanguageModel, Seq2Seq
 from exlstm.models.losses import IGNORED, ROWS, linear_cross_entropy
@@ -20,6 +20,27 @@ def test_loss_and_gradients_are_those_of_torch(rows, smoothing):
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     for found, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_second_source_of_targets_shares_the_probability(smoothing):
+    rows = ROWS + 3
+    x, weight = torch.randn(rows, 5, dtype=torch.float64) * 3, torch.randn(11, 5, dtype=torch.float64)
+    gate, copied = torch.randn(rows, dtype=torch.float64), torch.rand(rows, dtype=torch.float64)
+    copied[::4] = 1e-300
+    targets = torch.randint(11, (rows,))
+    targets[1::3] = IGNORED
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, gate, copied)]
+    there, share = targets != IGNORED, gate.sigmoid()
+    log = (x @ weight.T).log_softmax(1)
+    hit = log.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    hard = ((1 - share) * hit.exp() + share * copied).log()
+    theirs = -((1 - smoothing) * hard + smoothing * log.mean(1))[there].mean() * 3
+    other = (logsigmoid(-gate), logsigmoid(gate) + copied.log())
+    ours = linear_cross_entropy(x, weight, targets, smoothing=smoothing, other=other) * 3
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for found, expected in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
 def test_lower_precision_adds_in_float32():
@@ -51,12 +72,24 @@ def test_a_language_model_gives_the_loss_of_its_logits(options):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_sequence_to_sequence_model_gives_the_loss_of_its_logits():
-    model = Seq2Seq(vocabulary=20, bos=1, eos=2, encoder="s", decoder="s", width=16, heads=2, dropout=0).double()
+@pytest.mark.parametrize("memory", ["hierarchical", "attention"])
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_sequence_to_sequence_model_gives_the_loss_of_its_scores(memory, copy):
+    fields = {"encoder": "s", "decoder": "s", "width": 16, "heads": 2, "dropout": 0, "memory": memory, "copy": copy}
+    model = Seq2Seq(vocabulary=20, bos=1, eos=2, **fields).double()
     source, target, labels = torch.randint(3, 20, (2, 9)), torch.randint(3, 20, (2, 7)), torch.randint(20, (2, 7))
-    expected = cross_entropy(model(source, target).flatten(0, 1), labels.flatten(), ignore_index=0, label_smoothing=0.1)
-    loss = model(source, target, labels=labels, ignored=0, smoothing=0.1)
+    labels[0, :4] = source[0, 5:]  # something to copy
+    mask = torch.arange(9) < torch.tensor([9, 5])[:, None]
+    scores = model(source, target, mask).flatten(0, 1)
+    loss = model(source, target, mask, labels=labels, ignored=0)
+    expected = cross_entropy(scores, labels.flatten(), ignore_index=0)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for a, b in zip(*(torch.autograd.grad(x, [*model.parameters()]) for x in (loss, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    if not copy:
+        smoothed = cross_entropy(scores, labels.flatten(), ignore_index=0, label_smoothing=0.1)
+        loss = model(source, target, mask, labels=labels, ignored=0, smoothing=0.1)
+        torch.testing.assert_close(loss, smoothed, rtol=1e-12, atol=1e-12)
 
 
 def test_all_logits_are_never_held():

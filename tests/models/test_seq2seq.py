@@ -111,11 +111,34 @@ def test_bfloat16_autocast_agrees_with_float32_and_can_be_trained(memory):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("memory", ["hierarchical", "attention"])
+def test_what_is_copied_is_where_the_last_read_looked(memory):
+    model = random_model(memory)
+    source, target = tokens(2, 40), tokens(2, 4)
+    stored = model.encode(source)
+    scores, _, traces = model.decode(target, stored)
+    torch.testing.assert_close(scores.logsumexp(-1), torch.zeros(2, 4, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.nn.init.constant_(model.copying.gate.bias, 1e4)  # now all is copied
+    torch.nn.init.zeros_(model.copying.gate.weight)
+    scores, _, traces = model.decode(target, stored)
+    expected = torch.zeros(2, 4, VOCABULARY, dtype=torch.float64)
+    attended = traces[-1].steps.over(40).mean(1)
+    for step in range(40):
+        expected.scatter_add_(-1, source[:, None, step, None].expand(2, 4, 1), attended[..., step, None])
+    torch.testing.assert_close(scores.exp(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_flat_memory_and_a_model_told_so_copy_nothing():
+    assert random_model("flat").copying is None
+    assert random_model(copy=False).copying is None
+
+
 def test_what_was_read_can_be_seen():
     model = random_model()
     stored = model.encode(tokens(2, 20))
     _, _, traces = model.decode(tokens(2, 4), stored, trace=True)
     assert len(traces) == 2
+    assert traces[0].nodes is not None
     assert [x.shape for x in traces[0].nodes] == [(2, 2, 4, n) for n in (7, 4, 2, 1)]
 
 
