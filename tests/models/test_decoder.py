@@ -64,7 +64,7 @@ def follow(model: Backbone, decoder: Decoder, state, x, mask=None, reset=None) -
 
 
 @pytest.mark.parametrize("style", ["large", "paper"])
-@pytest.mark.parametrize("pattern", ["m", "s", "h", "a", "mshas"])
+@pytest.mark.parametrize("pattern", ["m", "s", "h", "a", "mshas", "lg"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_it_computes_what_the_backbone_computes_far_beyond_levels_and_window(pattern, style, batch):
     model = backbone(pattern, style)
