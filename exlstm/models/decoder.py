@@ -23,8 +23,8 @@ class Decoder:
 
     A step is a single call of compiled code, in which every weight is read once. It computes what the backbone
     computes in evaluation, and its state is the backbone's own, so that the two can take turns at every step.
-    Without a C++ compiler, on a GPU, in bfloat16 or with LSTM or GRU blocks, the backbone itself is called instead, with
-    the weights it has.
+    Without a C++ compiler, on a GPU, in bfloat16 or with LSTM or GRU blocks, the backbone itself is called instead,
+    with the weights it has.
 
     Weights are read when the decoder is made: after a change of the model make another one. A decoder serves one
     thread at a time.
@@ -54,7 +54,8 @@ class Decoder:
         parameter = next(backbone.parameters())
         self.batch, self.width, self.dtype, self.device = batch, backbone.width, parameter.dtype, parameter.device
         self.tokens = embedding.num_embeddings if embedding is not None else None
-        compiled = self.dtype in (torch.float32, torch.float64) and obstacle(self.device) is None and can_emit(backbone)
+        exact = self.dtype in (torch.float32, torch.float64)
+        compiled = exact and obstacle(self.device) is None and can_emit(backbone)
         run = _Compiled if compiled else _Module
         # No inference tensors among what later steps write to.
         with torch.inference_mode(False), torch.no_grad():
