@@ -168,6 +168,7 @@ def beam_search(
     # All beams begin alike: only the first counts.
     scores = _exact(reader.logits).new_full((rows, beams), -math.inf)
     scores[:, 0] = 0
+    over = [False] * rows  # rows that can find nothing better: what others still look for is none of theirs
     logits = reader.logits
     for length in range(1, most + 1):
         vocabulary = logits.shape[-1]
@@ -177,7 +178,7 @@ def beam_search(
         parents = torch.zeros(rows, beams, dtype=torch.int64, device=device)
         chosen = torch.zeros(rows, beams, dtype=torch.int64, device=device)
         scores = torch.full_like(scores, -math.inf)
-        for row in range(rows):
+        for row in (row for row in range(rows) if not over[row]):
             grown: list[list[int]] = []
             ranked = zip(best[row].tolist(), places[row].tolist(), strict=True)
             for rank, (score, place) in enumerate(ranked):
@@ -194,7 +195,8 @@ def beam_search(
                 grown.append(candidate)
             tokens[row] = grown + [[] for _ in range(beams - len(grown))]
         best_alive = [score / length**length_penalty for score in scores[:, 0].tolist()]
-        if length == most or all(f.done(alive) for f, alive in zip(found, best_alive, strict=True)):
+        over = [ended or f.done(alive) for ended, f, alive in zip(over, found, best_alive, strict=True)]
+        if length == most or all(over):
             break
         first = torch.arange(rows, device=device)[:, None] * beams
         reader.steps.select((first + parents).flatten())

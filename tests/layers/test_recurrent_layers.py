@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from layer_cases import LAYERS, MIXERS, assert_same, inputs, steps, stirred, tensors
+from torch.utils.checkpoint import checkpoint
 
 from exlstm.layers import map_state
 
@@ -36,6 +37,14 @@ def test_pieces_give_the_gradients_of_the_whole(layer):
     parameters = list(layer.parameters())
     expected = torch.autograd.grad((whole * weight).sum(), parameters)
     assert_same(torch.autograd.grad((torch.cat([head, tail], 1) * weight).sum(), parameters), expected)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_computed_anew_give_the_same_gradients(layer, reentrant):
+    x, parameters = inputs(2, 12).requires_grad_(), list(layer.parameters())
+    expected = torch.autograd.grad(layer(x)[0].square().sum(), [x, *parameters])
+    checkpoint(lambda x: layer(x)[0], x, use_reentrant=reentrant).square().sum().backward()
+    assert_same([x.grad, *(parameter.grad for parameter in parameters)], expected)
 
 
 def test_masked_steps_count_as_absent_wherever_they_lie(layer):

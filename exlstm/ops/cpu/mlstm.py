@@ -155,9 +155,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _derivative(
     ctx: Any, dh: Tensor | None, dC: Tensor | None, dn: Tensor | None, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
-    m, _, h = ctx.saved_tensors[8:11]
+    saved = ctx.saved_tensors  # read once: under torch's checkpoint they are computed anew
+    m, _, h = saved[8:11]
     dh = torch.zeros_like(h) if dh is None else dh
-    gradients = _backward(*ctx.saved_tensors, ctx.size, ctx.empty, dh, dC, dn)
+    gradients = _backward(*saved, ctx.size, ctx.empty, dh, dC, dn)
     *most, dC0, dn0 = [*gradients, None, None] if ctx.empty else gradients
     dm = [None] if m is None else []
     return *most, *dm, None, dC0, dn0, None, None
