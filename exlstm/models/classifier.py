@@ -58,6 +58,8 @@ class ClassifierConfig:
         for name, least in (("vocabulary", 2), ("features", 1), ("members", 1), ("buckets", 0), ("grams", 1)):
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"expected {name} of at least {least}, received {value}")
+        if self.width % self.heads:
+            raise ValueError(f"expected a width of equal heads, received width {self.width} and {self.heads} heads")
 
 
 class Classifier(Pretrained):

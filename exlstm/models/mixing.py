@@ -52,7 +52,7 @@ class MixedWindows:
             self._windows.gather(series, self._in_phase(series, origins, random.random(self._batch))) for _ in range(2)
         )
         amount = random.uniform(-self._mixing, self._mixing, self._batch)
-        return _mix(batch, plus, minus, torch.from_numpy(amount.astype(np.float32)))
+        return mix(batch, plus, minus, torch.from_numpy(amount.astype(np.float32)))
 
     def _in_phase(self, series: np.ndarray, origins: np.ndarray, uniform: np.ndarray) -> np.ndarray:
         """For each origin one of the same phase, drawn by a number in [0, 1) each."""
@@ -61,7 +61,7 @@ class MixedWindows:
         return earliest + (uniform * choices).astype(np.int64) * self._lag
 
 
-def _mix(batch: Batch, plus: Batch, minus: Batch, amount: Tensor) -> Batch:
+def mix(batch: Batch, plus: Batch, minus: Batch, amount: Tensor) -> Batch:
     """The batch with `amount [B]` times the difference of two others, where all three were observed."""
 
     def mixed(name: str) -> tuple[Tensor, Tensor]:
