@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks OPS|TRAIN|DECODE`."""
+"""The command line: `python -m benchmarks OPS|TRAIN|DECODE|EXPORT`."""
 
 import argparse
 import shlex
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import decode, ops, train
+from benchmarks import decode, export, ops, train
 from benchmarks.machine import available_memory, machine, versions
 from benchmarks.measure import Result, Settings, measure
 from benchmarks.report import Report, describe
 
-GROUPS = {"OPS": ops.cases, "TRAIN": train.cases, "DECODE": decode.cases}
+GROUPS = {"OPS": ops.cases, "TRAIN": train.cases, "DECODE": decode.cases, "EXPORT": export.cases}
 RESULTS = Path(__file__).parent / "results"
 MEMORY_SHARE = 0.8  # of the memory that is free, for one process
 

@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks import lm
 from benchmarks.work import Work, mlstm_inputs, operator_work
 
-PEERS = ("mlstm_kernels", "xlstm", "transformers")
-INSTALL = 'python -m pip install -e ".[peers]"'
+PEERS = ("mlstm_kernels", "xlstm", "transformers", "onnxruntime", "openvino", "nncf")
+INSTALL = 'python -m pip install -e ".[peers,export]"'
 
 
 def version(distribution: str) -> str | None:

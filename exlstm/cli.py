@@ -1,4 +1,5 @@
-"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `generate RUN`, `data`, `info`.
+"""The command line: `exlstm train TASK`, `evaluate RUN`, `predict RUN [FILE]`, `generate RUN`, `export RUN`, `convert`,
+`data`, `info`.
 
 The words up to the options are read here; the options belong to the task. A mistake of the person at the
 keyboard ends with one sentence and exit code 2; a mistake of ours ends with a traceback.
@@ -19,7 +20,7 @@ from typing import Any
 from exlstm import __version__
 from exlstm.arguments import UsageError, closest, parse
 from exlstm.data.get import SOURCES, get
-from exlstm.tasks import TASKS
+from exlstm.tasks import MODELS, TASKS
 from exlstm.tasks.options import EvaluateOptions, GenerateOptions, PredictOptions, as_flags, restore
 
 _COMMANDS = {
@@ -27,6 +28,8 @@ _COMMANDS = {
     "evaluate": "score the model of a run again",
     "predict": "use the model of a run",
     "generate": "write text with the model of a run",
+    "export": "write the model of a run for ONNX Runtime, OpenVINO or torch alone",
+    "convert": "turn published xLSTM weights into a model, or a model into theirs",
     "data": "fetch real data sets",
     "info": "show versions, devices and backends",
 }
@@ -97,6 +100,10 @@ def _dispatch(prog: str, words: list[str]) -> int:
             return _train(prog, rest)
         case ["evaluate" | "predict" | "generate" as command, *rest]:
             return _use_run(prog, command, rest)
+        case ["export", *rest]:
+            return _export(prog, rest)
+        case ["convert", *rest]:
+            return _convert(prog, rest)
         case ["data", *rest]:
             return _data(prog, rest)
         case ["info", *rest]:
@@ -151,8 +158,9 @@ def _use_run(prog: str, command: str, words: list[str]) -> int:
     module = _module(task)
     kind = getattr(module, command.capitalize(), None)
     if kind is None:
+        what, its = ("model", "it") if task in MODELS.values() else ("run", "its model")
         raise UsageError(
-            f"{folder} is a run of the task {task!r}, which has no {command}; {prog} predict uses its model"
+            f"{folder} is a {what} of the task {task!r}, which has no {command}; {prog} predict uses {its}"
         )
     return getattr(module, command)(parse(kind, words, prog=f"{prog} {command}"), prog)
 
@@ -160,10 +168,10 @@ def _use_run(prog: str, command: str, words: list[str]) -> int:
 def _task_of(folder: Path) -> str:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        task = config["task"]
+        task = config["task"] if "task" in config else MODELS[config["model_type"]]
     except (ValueError, KeyError, TypeError):
         raise UsageError(f"{folder} is not the folder of a run: its config.json is not a run's") from None
-    if task not in TASKS:
+    if task not in (*TASKS, *MODELS.values()):
         raise UsageError(f"{folder} is a run of the task {task!r}, which this version of exlstm does not have")
     return task
 
@@ -177,6 +185,18 @@ def _no_run(prog: str, command: str, words: list[str]) -> str:
     if not path.is_dir():
         return f"{path} is a file; give the folder of a run first, which {prog} train makes"
     return f"{path} is not the folder of a run: it has no config.json"
+
+
+def _export(prog: str, words: list[str]) -> int:
+    from exlstm.interop.export.command import Export, export
+
+    return export(parse(Export, words, prog=f"{prog} export"), prog)
+
+
+def _convert(prog: str, words: list[str]) -> int:
+    from exlstm.interop.weights.command import Convert, convert
+
+    return convert(parse(Convert, words, prog=f"{prog} convert"))
 
 
 def _data(prog: str, words: list[str]) -> int:
@@ -237,6 +257,8 @@ def _help(prog: str) -> str:
             f"  {prog} evaluate RUN",
             f"  {prog} predict RUN [FILE] --out FILE",
             f"  {prog} generate RUN --prompt TEXT",
+            f"  {prog} export RUN --to onnx|openvino|torch-export",
+            f"  {prog} convert SOURCE DEST",
             f"  {prog} data get NAME                     data: {', '.join(SOURCES)}",
             "",
             f"{prog} COMMAND --help tells more, --version the version.",

@@ -2,7 +2,7 @@
 
 from exlstm.layers.attention import AttentionState, SlidingWindowAttention
 from exlstm.layers.bidirectional import Bidirectional
-from exlstm.layers.block import Block
+from exlstm.layers.block import Block, BlockOptions
 from exlstm.layers.cell import MatrixMemoryCell
 from exlstm.layers.classic import Classic, ClassicState
 from exlstm.layers.conv import CausalConv1d
@@ -25,6 +25,7 @@ __all__ = [
     "AttentionWriter",
     "Bidirectional",
     "Block",
+    "BlockOptions",
     "CausalConv1d",
     "Classic",
     "ClassicState",

@@ -82,7 +82,7 @@ class SlidingWindowAttention(nn.Module):
         held = torch.ones_like(x[..., 0], dtype=torch.bool) if mask is None else steps.align(mask)
         document = held.long() if steps.document is None else (steps.document + 1).masked_fill(~held, 0)
         # Absent steps stand last, as a document of their own: what they read is dropped.
-        reach = min(self.window, x.shape[1]) - 1
+        reach = (self.window if torch.compiler.is_exporting() else min(self.window, x.shape[1])) - 1
         k, v = (F.pad(e, (0, 0, 0, 0, reach, reach)) for e in (k, v))
         y = windowed_attention(q, k, v, F.pad(document, (reach, reach), value=-2), ahead=reach)
         return self.out(steps.spread(y.flatten(-2)))
@@ -96,7 +96,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, document: Tensor, *, ahe
     """Attention of T queries to the N - T - ahead steps before them, themselves and the `ahead` steps after them.
 
     Only steps of a query's own document are seen. Computed in blocks of as many queries as there are steps before
-    one, each block against its own keys and those before and after it.
+    one, each block against its own keys and those before and after it; in an export, which serves any T, in one.
 
     Args:
         q: [B, T, H, D].
@@ -108,14 +108,16 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, document: Tensor, *, ahe
     """
     time = q.shape[1]
     reach = k.shape[1] - time - ahead
-    block = min(reach + 1, time)
-    padding = -time % block
-    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
-    document = F.pad(document, (0, padding), value=-1)
-
-    q = q.unflatten(1, (-1, block)).transpose(2, 3).flatten(0, 1)  # [B * blocks, H, block, D]
-    k, v = (x.unfold(1, block + reach + ahead, block).flatten(0, 1).transpose(2, 3) for x in (k, v))
-    keys = document.unfold(1, block + reach + ahead, block)  # [B, blocks, block + reach + ahead]
+    block = time if torch.compiler.is_exporting() else min(reach + 1, time)
+    if block == time:
+        q, k, v, keys = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), document[:, None]
+    else:
+        padding = -time % block
+        q, k, v = (F.pad(x, (0, 0, 0, 0, 0, padding)) for x in (q, k, v))
+        document = F.pad(document, (0, padding), value=-1)
+        q = q.unflatten(1, (-1, block)).transpose(2, 3).flatten(0, 1)  # [B * blocks, H, block, D]
+        k, v = (x.unfold(1, block + reach + ahead, block).flatten(0, 1).transpose(2, 3) for x in (k, v))
+        keys = document.unfold(1, block + reach + ahead, block)  # [B, blocks, block + reach + ahead]
     place = torch.arange(block + reach + ahead, device=q.device)
     own = slice(reach, reach + block)
     distance = place[own, None] - place

@@ -23,6 +23,7 @@ class MatrixMemoryCell(nn.Module):
         soft_cap: bounds gate pre-activations and level weights x to soft_cap * tanh(x / soft_cap).
         input_bias: initial bias of the input gates; None draws it from a normal of deviation 0.1.
         eps: of the norm.
+        norm_bias: the norm has a bias.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class MatrixMemoryCell(nn.Module):
         soft_cap: float | None = None,
         input_bias: float | None = None,
         eps: float = 1e-5,
+        norm_bias: bool = False,
     ) -> None:
         super().__init__()
         if levels < 0:
@@ -43,7 +45,7 @@ class MatrixMemoryCell(nn.Module):
         self.input_gate = nn.Linear(gate_inputs, heads)
         self.forget_gate = nn.Linear(gate_inputs, heads)
         self.level_gate = nn.Linear(gate_inputs, heads * levels) if levels else None
-        self.norm = MultiHeadNorm(width, eps=eps)
+        self.norm = MultiHeadNorm(width, eps=eps, bias=norm_bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,4 +90,7 @@ class MatrixMemoryCell(nn.Module):
         self, h: Tensor, gate: Tensor, activation: OutputGate, *, skip: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
         """(norm(h) + skip) activation(gate): reads [B, T, H, D] and gate [B, T, width] to [B, T, width]."""
+        if self.norm.bias is not None:  # the operator knows but one thing to add
+            added = self.norm.bias if skip is None else self.norm.bias + skip[0] * skip[1]
+            skip = torch.ones_like(self.norm.weight), added.expand(gate.shape)
         return gated_norm(h, self.norm.weight, gate, skip=skip, activation=activation, eps=self.norm.eps)

@@ -1,5 +1,7 @@
 """The mLSTM layer with hierarchical memories."""
 
+from typing import Any
+
 from exlstm.layers.mlstm import MLSTM
 
 
@@ -12,19 +14,10 @@ class HMLSTM(MLSTM):
         width: of inputs and outputs.
         heads: memories side by side.
         levels: levels told apart; the last serves all older steps, so 12 tell apart the last 2,048 steps.
-        factor, kernel, depth: as in `MLSTM`.
+        options: as in `MLSTM`.
     """
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        levels: int = 12,
-        factor: float = 2.0,
-        kernel: int = 4,
-        depth: int = 1,
-    ) -> None:
+    def __init__(self, width: int, heads: int, *, levels: int = 12, **options: Any) -> None:
         if levels < 1:
             raise ValueError(f"levels must be at least 1, got {levels}; for a flat memory use MLSTM")
-        super().__init__(width, heads, levels=levels, factor=factor, kernel=kernel, depth=depth)
+        super().__init__(width, heads, levels=levels, **options)

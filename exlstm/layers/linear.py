@@ -10,20 +10,24 @@ from exlstm.ops.linear import blockwise
 
 
 class HeadwiseLinear(nn.Module):
-    """Block-diagonal linear map without bias: [..., width] to [..., width], in blocks of `block` channels."""
+    """Block-diagonal linear map: [..., width] to [..., width], in blocks of `block` channels; a bias on request."""
 
-    def __init__(self, width: int, block: int) -> None:
+    def __init__(self, width: int, block: int, *, bias: bool = False) -> None:
         super().__init__()
-        if width % block:
+        if block < 1 or width % block:
             raise ValueError(f"width must be a multiple of the block, got width {width} and block {block}")
         self.weight = nn.Parameter(torch.empty(width // block, block, block))  # [blocks, in, out]
+        self.bias = nn.Parameter(torch.empty(width)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         small_init_(self.weight, self.weight.shape[1])
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return blockwise(x, self.weight)
+        y = blockwise(x, self.weight)
+        return y if self.bias is None else y + self.bias
 
 
 def round_up(size: float, multiple: int) -> int:

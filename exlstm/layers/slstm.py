@@ -21,17 +21,26 @@ class SLSTM(nn.Module):
         width: of inputs and outputs; a multiple of `heads`.
         heads: groups of cells; memory mixes within a head.
         kernel: steps the convolution before input and forget gates spans; 0 for none.
+        forget_cap: bound of the forget gates' pre-activations from above; None for none.
         index: which block of the model this is; later ones begin with longer memories.
         depth: blocks in the model.
         eps: of the norm.
     """
 
     def __init__(
-        self, width: int, heads: int, *, kernel: int = 4, index: int = 0, depth: int = 1, eps: float = 1e-5
+        self,
+        width: int,
+        heads: int,
+        *,
+        kernel: int = 4,
+        forget_cap: float | None = None,
+        index: int = 0,
+        depth: int = 1,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         d = head_width(width, heads)
-        self.index, self.depth = index, depth
+        self.index, self.depth, self.forget_cap = index, depth, forget_cap
         self.conv = CausalConv1d(width, kernel) if kernel else None
         # Gates in the order i, f, z, o; weights map their first D to their last.
         self.input_weight = nn.Parameter(torch.empty(4, heads, d, d))
@@ -61,7 +70,7 @@ class SLSTM(nn.Module):
             c, conv_state = self.conv(x, conv_state, mask=mask, reset=reset)
             c = F.silu(c)
         gates = torch.cat([self._gates(c, slice(0, 2)), self._gates(x, slice(2, 4))], 2) + self.bias
-        h, cell = slstm(gates, self.recurrent_weight, cell, mask=mask, reset=reset)
+        h, cell = slstm(gates, self.recurrent_weight, cell, forget_cap=self.forget_cap, mask=mask, reset=reset)
         return self.norm(h), LayerState(conv_state, cell)
 
     def _gates(self, x: Tensor, which: slice) -> Tensor:

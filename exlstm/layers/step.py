@@ -18,7 +18,7 @@ from exlstm.layers.classic import Classic
 from exlstm.layers.conv import CausalConv1d
 from exlstm.layers.mlp import GatedMLP
 from exlstm.layers.mlstm import MLSTM, MLSTMLarge
-from exlstm.layers.norm import LayerNorm, RMSNorm
+from exlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from exlstm.layers.slstm import SLSTM
 from exlstm.layers.state import LayerState
 from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
@@ -54,23 +54,26 @@ def _(layer: Block, program: Program, x: Tensor) -> tuple[Tensor, Any]:
 
 @emit.register
 def _(layer: MLSTM, program: Program, x: Tensor) -> tuple[Tensor, LayerState[Any]]:
-    inner, z = program.linear(x, layer.up.weight).chunk(2, 1)
+    inner, z = program.linear(x, layer.up.weight, layer.up.bias).chunk(2, 1)
     c, conv_state = emit(layer.conv, program, inner)
     c = program.gate("silu", c)
     qkv = program.register(3 * c.shape[1])
     q, k, v = qkv.chunk(3, 1)
     for projection, source, out in ((layer.q, c, q), (layer.k, c, k), (layer.v, inner, v)):
         program.headwise(source, projection.weight, out=out)
+    if (biases := layer.qkv_bias()) is not None:
+        qkv = program.shift(qkv, biases)
+        q, k, v = qkv.chunk(3, 1)
     h, memory = _cell(layer.cell, program, q, k, v, qkv)
     h = program.gate("silu", z, program.multiply_add(h, c, layer.skip))
-    return program.linear(h, layer.down.weight), LayerState(conv_state, memory)
+    return program.linear(h, layer.down.weight, layer.down.bias), LayerState(conv_state, memory)
 
 
 @emit.register
 def _(layer: MLSTMLarge, program: Program, x: Tensor) -> tuple[Tensor, Any]:
-    q, k, v, o = program.linear(x, layer.qkvo.weight).split(layer.sizes, 1)
+    q, k, v, o = program.linear(x, layer.qkvo.weight, layer.qkvo.bias).split(layer.sizes, 1)
     h, memory = _cell(layer.cell, program, q, k, v, x)
-    return program.linear(program.gate("sigmoid", o, h), layer.out.weight), memory
+    return program.linear(program.gate("sigmoid", o, h), layer.out.weight, layer.out.bias), memory
 
 
 def _cell(
@@ -90,7 +93,7 @@ def _cell(
     else:
         memory = HMLSTMState.empty(program.batch, cell.heads, cell.levels, dk, dv, **place)
         h = program.hmlstm(q, k, v, i, f, level, memory)
-    return program.norm(h, cell.norm.weight, cell.norm.eps, heads=cell.heads), memory
+    return emit_norm(cell.norm, program, h, heads=cell.heads), memory
 
 
 @emit.register
@@ -113,8 +116,8 @@ def _(layer: SLSTM, program: Program, x: Tensor) -> tuple[Tensor, LayerState[SLS
     program.linear(
         cell.h.flatten(1), matrices(layer.recurrent_weight), layer.bias.transpose(0, 1), add=gates, out=gates
     )
-    h = program.slstm(gates, cell)
-    return program.norm(h, layer.norm.weight, layer.norm.eps, heads=heads), LayerState(conv_state, cell)
+    h = program.slstm(gates, cell, forget_cap=layer.forget_cap)
+    return emit_norm(layer.norm, program, h, heads=heads), LayerState(conv_state, cell)
 
 
 @emit.register
@@ -139,18 +142,29 @@ def _(layer: CausalConv1d, program: Program, x: Tensor) -> tuple[Tensor, Tensor]
 
 @emit.register
 def _(layer: GatedMLP, program: Program, x: Tensor) -> tuple[Tensor, None]:
-    gate, up = program.linear(x, layer.gate_up.weight).chunk(2, 1)
-    return program.linear(program.gate(layer.activation, gate, up), layer.down.weight), None
+    gate, up = program.linear(x, layer.gate_up.weight, layer.gate_up.bias).chunk(2, 1)
+    return program.linear(program.gate(layer.activation, gate, up), layer.down.weight, layer.down.bias), None
 
 
 @emit.register
 def _(layer: LayerNorm, program: Program, x: Tensor) -> tuple[Tensor, None]:
-    return program.norm(x, layer.weight, layer.eps), None
+    return emit_norm(layer, program, x), None
 
 
 @emit.register
 def _(layer: RMSNorm, program: Program, x: Tensor) -> tuple[Tensor, None]:
-    return program.norm(x, layer.weight, layer.eps, centred=False), None
+    return emit_norm(layer, program, x, centred=False), None
+
+
+@emit.register
+def _(layer: nn.Identity, program: Program, x: Tensor) -> tuple[Tensor, None]:
+    return x, None
+
+
+def emit_norm(norm: LayerNorm | RMSNorm | MultiHeadNorm, program: Program, x: Tensor, **how: Any) -> Tensor:
+    """Append a norm; `how` says of what, as in `Program.norm`."""
+    y = program.norm(x, norm.weight, norm.eps, **how)
+    return y if norm.bias is None else program.shift(y, norm.bias)
 
 
 def read_state(state: Any) -> Any:

@@ -62,6 +62,11 @@ class Lookback:
         return _take(entries, first + torch.arange(self.reach, device=entries.device))
 
 
+def silence(y: Tensor, mask: Tensor | None) -> Tensor:
+    """`y` [B, T, N] with 0 at masked steps, where a bias has left something else."""
+    return y if mask is None else y.masked_fill(~mask[..., None], 0)
+
+
 def reversed_reset(reset: Tensor) -> Tensor:
     """The resets, bool [B, T], of the same documents read backwards: each begins where it ended."""
     return torch.cat([reset[:, 1:], torch.zeros_like(reset[:, :1])], 1).flip(1)

@@ -9,6 +9,7 @@ from exlstm.models.language import LanguageModel, LanguageModelConfig
 from exlstm.models.pattern import parse_pattern
 from exlstm.models.saving import Pretrained, read_config
 from exlstm.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from exlstm.models.tirex import TirexConfig, TirexForecaster
 from exlstm.models.xlstm import XLSTM, XLSTMState
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
     "Sampling",
     "Seq2Seq",
     "Seq2SeqConfig",
+    "TirexConfig",
+    "TirexForecaster",
     "XLSTMState",
     "parse_pattern",
     "read_config",

@@ -1,15 +1,16 @@
 """The stack of blocks every model stands on."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from exlstm.layers.block import Block, Style
+from exlstm.layers.block import AS_STYLED, Block, BlockOptions, Style
 from exlstm.layers.norm import LayerNorm, RMSNorm
 from exlstm.models.pattern import parse_pattern
 from exlstm.ops.checks import check_float, check_shape, check_steps, check_time
 
 BackboneState = tuple[Any, ...]
+FinalNorm = Literal["plain", "biased", "none"]
 
 
 class Backbone(nn.Module):
@@ -27,6 +28,8 @@ class Backbone(nn.Module):
         levels: levels of hierarchical memories ("h").
         window: steps seen by attention ("a").
         bidirectional: every block mixes both directions; the state is then None, and none can be given.
+        options: in what the blocks differ from those of the style; its `eps` is that of the norm after them too.
+        final_norm: the norm after the blocks: "plain", "biased" or "none".
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Backbone(nn.Module):
         levels: int = 12,
         window: int = 256,
         bidirectional: bool = False,
+        options: BlockOptions = AS_STYLED,
+        final_norm: FinalNorm = "plain",
     ) -> None:
         super().__init__()
         self.pattern, self.width, self.bidirectional = parse_pattern(pattern), width, bidirectional
@@ -55,10 +60,16 @@ class Backbone(nn.Module):
                 bidirectional=bidirectional,
                 index=index,
                 depth=len(self.pattern),
+                options=options,
             )
             for index, kind in enumerate(self.pattern)
         )
-        self.norm = LayerNorm(width) if style == "paper" else RMSNorm(width)
+        if final_norm not in ("plain", "biased", "none"):
+            raise ValueError(f"final_norm must be 'plain', 'biased' or 'none', got {final_norm!r}")
+        norm, eps = (LayerNorm, 1e-5) if style == "paper" else (RMSNorm, 1e-6)
+        self.norm: nn.Module = nn.Identity()
+        if final_norm != "none":
+            self.norm = norm(width, eps=options.eps or eps, bias=final_norm == "biased")
 
     def forward(
         self,

@@ -5,6 +5,8 @@ import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
+ADDED = {"added": True}
+"""Metadata of a field that configs written by earlier versions lack; its default is what they meant."""
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -15,25 +17,25 @@ def config_to_dict(config: Any) -> dict[str, Any]:
 def config_from_dict(kind: type[Config], values: Any, where: str = "config") -> Config:
     """Build the dataclass `kind` from what `config_to_dict` gave and JSON carried.
 
-    Fields may be bool, int, float, str, None, literals, tuples, unions of these, and dataclasses.
+    Fields may be bool, int, float, str, None, literals, tuples, unions of these, and dataclasses. All must be there
+    but those whose metadata is `ADDED`.
 
     Raises:
         ValueError: names the fields that are missing, unknown or of the wrong type.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, got {values!r}")
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in _field_names(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in fields}
+    needed = {name for name, field in fields.items() if not field.metadata.get("added")}
     for problem, names in (
-        ("lacks", hints.keys() - values.keys()),
+        ("lacks", needed - values.keys()),
         ("has unknown", values.keys() - hints.keys()),
     ):
         if names:
             raise ValueError(f"{where} {problem} {', '.join(sorted(names))} (for {kind.__name__})")
-    return kind(**{name: _decode(hint, values[name], f"{where}.{name}") for name, hint in hints.items()})
-
-
-def _field_names(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+    found = {name: hint for name, hint in hints.items() if name in values}
+    return kind(**{name: _decode(hint, values[name], f"{where}.{name}") for name, hint in found.items()})
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:

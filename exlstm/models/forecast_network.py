@@ -158,7 +158,7 @@ class Member(nn.Module):
         super().__init__()
         width, others = config.width, series.other_lags
         self.patch = series.patch
-        self.embed = PatchEmbedding(inputs, width)
+        self.embed = ResidualMLP(inputs, width, 2 * width)
         self.backbone = Backbone(config.pattern, width, config.heads, style=config.style, dropout=config.dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.moves = nn.Linear(width, series.patch * others) if others else None
@@ -194,13 +194,13 @@ class Member(nn.Module):
         return x.unflatten(-1, (self.patch, -1)).flatten(1, 2)[:, :horizon]
 
 
-class PatchEmbedding(nn.Module):
-    """A linear map plus a small network: [..., inputs] to [..., width]."""
+class ResidualMLP(nn.Module):
+    """A linear map plus a small network of `hidden` channels: [..., inputs] to [..., outputs]."""
 
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, inputs: int, outputs: int, hidden: int, activation: type[nn.Module] = nn.SiLU) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, width)
-        self.network = nn.Sequential(nn.Linear(inputs, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.linear = nn.Linear(inputs, outputs)
+        self.network = nn.Sequential(nn.Linear(inputs, hidden), activation(), nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x) + self.network(x)
@@ -219,7 +219,7 @@ class SeriesEmbedding(nn.Module):
             nn.init.normal_(weight, std=0.02)
 
     def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
-        x = numbers.new_zeros(len(numbers), self.width)
+        x = numbers.new_zeros(numbers.shape[0], self.width)
         if self.numbers is not None:
             x = x + self.numbers(self.scaling(numbers, torch.ones_like(numbers, dtype=torch.bool)))
         for place, embedding in enumerate(self.categories):

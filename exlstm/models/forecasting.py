@@ -63,7 +63,7 @@ def fit(
     console: Console | bool,
 ) -> None:
     """See `Forecaster.fit`."""
-    _require_at_least_one(h=h)
+    require_at_least_one(h=h)
     held_out = _validation_windows(data, h) * h
     kind = describe(data.without_last(held_out), h, patch=forecaster.config.patch, context=forecaster.config.context)
     with torch.random.fork_rng(devices=[]):
@@ -143,11 +143,11 @@ def predict(forecaster: "Forecaster", source: Source | None, h: int | None, quan
     """See `Forecaster.predict`."""
     kind = forecaster.series
     h = kind.horizon if h is None else h
-    _require_at_least_one(h=h)
-    _require_levels(quantiles)
+    require_at_least_one(h=h)
+    require_levels(quantiles)
     data = _read_again(forecaster, source)
     batch = forecast_windows(data, kind.history, h, cycles=kind.cycles)
-    return _table(forecaster, data, batch, quantiles)
+    return table_of(forecaster, data, batch, quantiles)
 
 
 def cross_validation(
@@ -165,8 +165,8 @@ def cross_validation(
     if h is None:
         h = forecaster.series.horizon
     step_size = h if step_size is None else step_size
-    _require_at_least_one(h=h, n_windows=n_windows, step_size=step_size)
-    _require_levels(quantiles)
+    require_at_least_one(h=h, n_windows=n_windows, step_size=step_size)
+    require_levels(quantiles)
     if train_first:
         reading = {name: value for name, value in fit_options.items() if name in _READING}
         training = {name: value for name, value in fit_options.items() if name not in _READING}
@@ -177,19 +177,19 @@ def cross_validation(
     data = _read_again(forecaster, data if train_first else source)
     kind = forecaster.series
     batch = evaluation_windows(data, kind.history, h, n_windows, step_size, cycles=kind.cycles)
-    return _table(forecaster, data, batch, quantiles, targets=True)
+    return table_of(forecaster, data, batch, quantiles, targets=True)
 
 
 _READING = ("frequency", "future", "past", "static")
 
 
-def _require_at_least_one(**numbers: int) -> None:
+def require_at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"expected {name} of at least 1, received {number}")
 
 
-def _require_levels(quantiles: Sequence[float]) -> None:
+def require_levels(quantiles: Sequence[float]) -> None:
     if not quantiles:
         raise ValueError("expected at least one quantile, received none")
     for level in quantiles:
@@ -242,10 +242,11 @@ def _forecast(model: nn.Module, windows: Batch) -> Forecast:
     return Forecast(quantiles.mean(1, keepdim=True), scale)
 
 
-def _table(
-    forecaster: "Forecaster", data: SeriesSet, batch: Batch, quantiles: Sequence[float], *, targets: bool = False
+def table_of(
+    model: nn.Module, data: SeriesSet, batch: Batch, quantiles: Sequence[float], *, targets: bool = False
 ) -> pd.DataFrame:
-    """The forecasts of windows as rows; with `targets` also their cutoffs and true values."""
+    """The forecasts of windows by a model that gives a `Forecast`, as rows; with `targets` also their cutoffs and
+    true values."""
     known = batch.mask[:, : batch.context].any(1)
     if not known.all():
         place = int((~known).int().argmax())
@@ -253,9 +254,9 @@ def _table(
             f"series {data[int(batch.series[place])].unique_id!r} has no observed value among the last "
             f"{batch.context} before step {int(batch.origin[place])}, which a forecast depends on; leave it out"
         )
-    forecaster.eval()
+    model.eval()
     with torch.no_grad():
-        found = _interpolate(_forecast(forecaster, batch).quantiles[:, 0].numpy(), quantiles)
+        found = _interpolate(_forecast(model, batch).quantiles[:, 0].numpy(), quantiles)
     names, h, windows = data.columns, batch.horizon, []
     for number, origin in zip(batch.series.tolist(), batch.origin.tolist(), strict=True):
         series = data[number]

@@ -1,17 +1,18 @@
 """The language model: tokens in, logits of the next token out, state carried."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from exlstm.layers.block import Style
+from exlstm.layers.block import BlockOptions, Style
 from exlstm.layers.init import small_init_
 from exlstm.models import generation
-from exlstm.models.backbone import Backbone, BackboneState
+from exlstm.models.backbone import Backbone, BackboneState, FinalNorm
+from exlstm.models.config import ADDED
 from exlstm.models.decoder import Decoder
 from exlstm.models.generation import GREEDY, Generated, Sampling
 from exlstm.models.losses import linear_cross_entropy
@@ -43,6 +44,10 @@ class LanguageModelConfig:
     """The head's weight is the embedding's."""
     soft_cap: float | None = None
     """Logits x become soft_cap * tanh(x / soft_cap), as xLSTM-7B has them with 30; None: they are left alone."""
+    options: BlockOptions = field(default=BlockOptions(), metadata=ADDED)
+    """In what the blocks differ from those of the style."""
+    final_norm: FinalNorm = field(default="plain", metadata=ADDED)
+    """The norm after the blocks: "plain", "biased" or "none"."""
 
     def __post_init__(self) -> None:
         if self.vocabulary < 2:
@@ -68,7 +73,15 @@ class LanguageModel(Pretrained):
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.dropout = nn.Dropout(c.dropout)
         self.backbone = Backbone(
-            c.pattern, c.width, c.heads, style=c.style, dropout=c.dropout, levels=c.levels, window=c.window
+            c.pattern,
+            c.width,
+            c.heads,
+            style=c.style,
+            dropout=c.dropout,
+            levels=c.levels,
+            window=c.window,
+            options=c.options,
+            final_norm=c.final_norm,
         )
         self.head = nn.Linear(c.width, c.vocabulary, bias=False)
         if c.tied:

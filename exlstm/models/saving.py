@@ -1,20 +1,23 @@
-"""Models as directories: config.json and model.safetensors."""
+"""Models as directories: config.json and model.safetensors, which may be in shards."""
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 import exlstm
 from exlstm.models.config import config_from_dict, config_to_dict
+from exlstm.models.weight_files import WEIGHTS, WeightFiles, differences, read_json
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG = "config.json"
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class Pretrained(nn.Module):
@@ -36,9 +39,8 @@ class Pretrained(nn.Module):
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        about = {"model_type": self.model_type, "exlstm_version": exlstm.__version__}
-        text = json.dumps(about | config_to_dict(self.config), indent=2, allow_nan=False) + "\n"
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(self).items()}
+        text = config_text(self.model_type, self.config)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(self).items()}
         new_weights, new_config = (directory / f".{name}.{os.getpid()}.new" for name in (WEIGHTS, CONFIG))
         try:
             save_file(weights, new_weights, metadata={"format": "pt"})
@@ -62,9 +64,11 @@ class Pretrained(nn.Module):
         """
         values = read_config(directory, cls.model_type)
         config: Any = config_from_dict(cls.config_class, values, str(Path(directory) / CONFIG))
-        with torch.random.fork_rng(devices=[]):
-            model = cls(config)
-        _load(model, Path(directory) / WEIGHTS)
+        model = build(lambda: cls(config))
+        weights = WeightFiles(directory)
+        if problems := differences(tensors_of(model), weights):
+            raise ValueError(f"{weights.path} does not fit {cls.__name__}: it {'; it '.join(problems)}")
+        fill(model, weights.read, device)
         return model.to(device).eval()
 
 
@@ -77,10 +81,7 @@ def read_config(directory: str | Path, model_type: str | None = None) -> dict[st
     path = Path(directory) / CONFIG
     if not path.is_file():
         raise ValueError(f"no model in {directory}: it has no {CONFIG}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    values = read_json(path)
     if not isinstance(values, dict) or "model_type" not in values:
         raise ValueError(f"{path} does not say which model_type it describes")
     found = values.pop("model_type")
@@ -90,40 +91,63 @@ def read_config(directory: str | Path, model_type: str | None = None) -> dict[st
     return values
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def config_text(model_type: str, config: Any) -> str:
+    """What config.json holds."""
+    about = {"model_type": model_type, "exlstm_version": exlstm.__version__}
+    return json.dumps(about | config_to_dict(config), indent=2, allow_nan=False) + "\n"
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; a tensor with several names once, by its first."""
     first: dict[int, str] = {}
     return {n: t for n, t in model.state_dict(keep_vars=True).items() if first.setdefault(id(t), n) == n}
 
 
-def _load(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(f"no weights: {path} does not exist")
-    try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-    own = _tensors(model)
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
-    ]
-    problems = [
-        *_listing("lacks", own.keys() - weights.keys()),
-        *_listing("has unknown", weights.keys() - own.keys()),
-        *_listing("has misshapen", misshapen),
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit {type(model).__name__}: it {'; it '.join(problems)}")
-    for name, tensor in own.items():
-        tensor.data = weights[name].clone()
+def build(make: Callable[[], Model]) -> Model:
+    """The model that `make` makes, for `fill`: if it can be, of tensors without memory; no random numbers are drawn.
+
+    Raises:
+        ValueError: it would have tensors larger than any memory.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"), _Undrawn():
+                model = make()
+        except (RuntimeError, TypeError) as error:
+            if "overflow" not in str(error).lower():
+                raise
+            raise ValueError(
+                "the sizes in the config make tensors larger than any memory; give smaller ones"
+            ) from error
+        saved = {id(tensor) for tensor in tensors_of(model).values()}
+        # What is not saved has to be computed.
+        return model if all(id(buffer) in saved for buffer in model.buffers()) else make()
 
 
-def _listing(what: str, names: Iterable[str], most: int = 8) -> list[str]:
-    names = sorted(names)
-    more = [f"and {len(names) - most} more"] if len(names) > most else []
-    return [f"{what} {', '.join(names[:most] + more)}"] if names else []
+class _Undrawn(TorchFunctionMode):
+    """Nothing is drawn: for tensors without memory, torch loads a second's worth of modules to draw nothing."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+def fill(model: nn.Module, read: Callable[[str], Tensor], device: torch.device | str) -> None:
+    """Replace every tensor of `model` by a copy of what `read` gives for its name."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            owners.setdefault(id(tensor), []).append((module, attribute))
+    for name, tensor in tensors_of(model).items():
+        new = read(name).to(device, copy=True)
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        for module, attribute in owners[id(tensor)]:
+            setattr(module, attribute, new)
 
 
 def _to_disk(path: Path) -> None:

@@ -6,7 +6,10 @@ compiler, a GPU) it looks for when it is first asked, so importing costs nothing
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +27,8 @@ class Implementation(NamedTuple):
 
 _OPERATORS = ("mlstm", "hmlstm", "slstm", "qkv_gates", "gated_norm")
 _IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {operator: {} for operator in _OPERATORS}
+_STAND_IN = "stand-in"
+_stand_ins: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("stand_ins", default=MappingProxyType({}))
 
 
 def register(
@@ -45,6 +50,19 @@ def why_unusable(operator: str, backend: str, device: torch.device | None = None
     return implementation.obstacle(device)
 
 
+@contextmanager
+def stand_ins(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within it, `functions` serve their operators in this thread, whatever backend is asked for.
+
+    So a model can be traced in forms that other formats can express, and its layers need not know of it.
+    """
+    before = _stand_ins.set(functions)
+    try:
+        yield
+    finally:
+        _stand_ins.reset(before)
+
+
 def constant_when_compiled(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let torch.compile call `function` once instead of looking into it.
 
@@ -60,12 +78,15 @@ def resolve(operator: str, backend: str, device: torch.device) -> Callable[..., 
     Raises:
         ValueError: the backend is unknown, or cannot run here; the message says why.
     """
-    return _IMPLEMENTATIONS[operator][_choose(operator, backend, device)].run
+    chosen = _choose(operator, backend, device)
+    return _stand_ins.get()[operator] if chosen == _STAND_IN else _IMPLEMENTATIONS[operator][chosen].run
 
 
 @constant_when_compiled
 def _choose(operator: str, backend: str, device: torch.device) -> str:
     """Which backend serves a call. torch.compile does not look into it: it may build libraries."""
+    if operator in _stand_ins.get():
+        return _STAND_IN
     if backend == "auto":
         backend = os.environ.get("EXLSTM_BACKEND") or "auto"
     if backend == "auto":

@@ -21,3 +21,6 @@ TASKS = {
     "classify-text": "label texts, as by sentiment or topic",
 }
 """Name of the task, which is that of its module in this package (with _ for -), and what it does."""
+
+MODELS = {"tirex": "zero-shot"}
+"""Type of a model that is used without a run, and the module of what it does: `Predict` and `predict` alone."""

@@ -143,12 +143,7 @@ def predict(options: Predict, prog: str) -> int:
         raise ValueError(f"expected --horizon to be at least 1, got {options.horizon}")
     forecaster = _load(run, options.device, prog)
     data = forecast_data.read(trained, file)
-    table = forecaster.predict(data, options.horizon or trained.horizon)
-    if options.out is None:
-        print(forecast_data.to_csv(table), end="")
-    else:
-        forecast_data.write_table(table, options.out)
-        print(f"forecasts of {len(data)} series, {len(table) // len(data)} steps each: {options.out}")
+    forecast_data.give(forecaster.predict(data, options.horizon or trained.horizon), data, options.out)
     return 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from exlstm.data.samples import sample
-from exlstm.data.series import SeriesSet, read_series
+from exlstm.data.series import Frequency, SeriesSet, read_series
 
 if TYPE_CHECKING:
     from exlstm.tasks.forecast import Train
@@ -37,10 +37,9 @@ def read(options: "Train", file: Path | None) -> SeriesSet:
 
     Raises ValueError for what `read_series` cannot read.
     """
-    frequency = options.frequency
     return read_series(
         sample(SAMPLE) if file is None else file,
-        frequency=int(frequency) if frequency is not None and frequency.isdecimal() else frequency,
+        frequency=parse_frequency(options.frequency),
         id_column=options.id_column,
         time_column=options.time_column,
         target=options.target,
@@ -48,6 +47,11 @@ def read(options: "Train", file: Path | None) -> SeriesSet:
         past=options.past,
         static=options.static,
     )
+
+
+def parse_frequency(words: str | None) -> Frequency | None:
+    """A frequency as it is typed: a whole number, or an alias of pandas."""
+    return int(words) if words is not None and words.isdecimal() else words
 
 
 def digest(file: Path | None) -> str:
@@ -63,15 +67,21 @@ def name_of(file: Path | None) -> str:
     return SAMPLE if file is None else file.name.partition(".")[0]
 
 
+def usual_horizon(data: SeriesSet) -> int:
+    """The shortest season, or ten steps where there is none, but at most a tenth of the median series."""
+    length = int(np.median([len(series) for series in data]))
+    return max(1, min(min(data.season_lengths, default=10), length // 10))
+
+
 def choose_split(data: SeriesSet, horizon: int | None = None, windows: int | None = None) -> Split:
-    """What to hold out. By default the horizon is the shortest season, or ten steps where there is none, but at
-    most a tenth of the median series; the windows are as many as fit in its last sixth, at most 100.
+    """What to hold out. By default the horizon is the usual one; the windows are as many as fit in the last sixth of
+    the median series, at most 100.
 
     Raises ValueError for numbers below 1, and where less than a horizon would be left to train on.
     """
     length = int(np.median([len(series) for series in data]))
     if horizon is None:
-        horizon = max(1, min(min(data.season_lengths, default=10), length // 10))
+        horizon = usual_horizon(data)
     if windows is None:
         windows = max(1, min(length // (6 * horizon), _MOST_WINDOWS)) if horizon > 0 else 1
     for name, value in (("--horizon", horizon), ("--test-windows", windows)):
@@ -108,6 +118,15 @@ def require_table_name(file: Path, source: Path | None) -> None:
         raise ValueError(f"expected --out to be a file, got the folder {file}")
     if source is not None and file.exists() and file.samefile(source):
         raise ValueError(f"--out would overwrite the data it forecasts, {file}; name another file")
+
+
+def give(table: pd.DataFrame, data: SeriesSet, file: Path | None) -> None:
+    """Print forecasts of the series as CSV, or write them to the file and say so."""
+    if file is None:
+        print(to_csv(table), end="")
+    else:
+        write_table(table, file)
+        print(f"forecasts of {len(data)} series, {len(table) // len(data)} steps each: {file}")
 
 
 def write_table(table: pd.DataFrame, file: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_crash_in_a_later_turn_takes_the_times_back(mixed):
 
 def test_a_peer_that_is_not_installed_is_listed_with_the_command_that_installs_it(mixed):
     problem = mixed[0]["absent"].problem
-    assert problem == 'no-such-distribution is not installed: python -m pip install -e ".[peers]"'
+    assert problem == 'no-such-distribution is not installed: python -m pip install -e ".[peers,export]"'
 
 
 def test_a_process_that_does_not_answer_is_ended():

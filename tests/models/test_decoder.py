@@ -13,7 +13,7 @@ from exlstm.layers import map_state
 from exlstm.models import Backbone
 from exlstm.models.decoder import Decoder
 from exlstm.ops.cpu.build import find_compiler
-from tests.layers.layer_cases import tensors
+from tests.layers.layer_cases import OPTIONS, tensors
 
 WIDTH, NUMBERS = 16, 11
 
@@ -82,6 +82,16 @@ def test_it_does_so_at_widths_that_fit_no_vector(style, width, heads):
     model = backbone(pattern, style, width, heads, levels=1, window=1)
     x = torch.randn(2, 9, width, dtype=torch.float64)
     follow(model, Decoder(model, batch=2), None, x)
+
+
+@pytest.mark.parametrize("final_norm", ["biased", "none"])
+@pytest.mark.parametrize("style", ["large", "paper"])
+def test_it_does_so_with_biases_and_other_sizes(engine, style, final_norm):
+    model = backbone("msha", style, options=OPTIONS[style], final_norm=final_norm)
+    x, mask = inputs(2, 20), torch.rand(2, 20) < 0.8
+    decoder, (_, state) = Decoder(model, batch=2), model(inputs(2, 9))
+    decoder.load(state)
+    follow(model, decoder, state, x, mask)
 
 
 @pytest.mark.parametrize("style", ["large", "paper"])

@@ -1,6 +1,7 @@
 """The language model: steps equal the whole, batches equal single rows, generation does what it says."""
 
 import itertools
+import json
 import math
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from exlstm.layers import BlockOptions
 from exlstm.models import LanguageModel, Sampling
 from exlstm.models.generation import Reader, beam_search, choose, generate, left_padded, narrowed
 
@@ -54,6 +56,28 @@ def test_a_batch_of_mixed_lengths_equals_one_by_one():
     prompts = [tokens(n).tolist() for n in (1, 5, 23)]
     together = model.generate(prompts, most=20, stop=[3]).tokens
     assert together == [model.generate([p], most=20, stop=[3]).tokens[0] for p in prompts]
+
+
+@pytest.mark.parametrize("final_norm", ["biased", "none"])
+def test_options_and_final_norm_are_saved(tmp_path, final_norm):
+    options = BlockOptions(bias=True, norm_bias=True, kernel=2, inner=32, hidden=40)
+    model = random_model("ms", options=options, final_norm=final_norm, tied=True)
+    model.save_pretrained(tmp_path)
+    again = LanguageModel.from_pretrained(tmp_path)
+    assert again.config == model.config
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert again.head.weight is again.embedding.weight
+
+
+def test_a_model_saved_before_there_were_options_is_still_one(tmp_path):
+    model = random_model("ms")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    del values["options"], values["final_norm"]
+    path.write_text(json.dumps(values))
+    x = tokens(1, 9)
+    assert torch.equal(LanguageModel.from_pretrained(tmp_path)(x)[0], model(x)[0])
 
 
 @pytest.mark.parametrize("where", ["left", "right"])

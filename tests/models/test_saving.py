@@ -163,6 +163,14 @@ def test_config_values_that_do_not_fit_are_named(saved, change, message):
         Toy.from_pretrained(saved[1])
 
 
+@pytest.mark.parametrize("width", [2**40, 10**30])
+def test_sizes_beyond_any_memory_are_refused_before_anything_is_made(saved, width):
+    path = saved[1] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"width": width}))
+    with pytest.raises(ValueError, match="larger than any memory"):
+        Toy.from_pretrained(saved[1])
+
+
 def test_a_config_field_that_is_missing_is_named(saved):
     path = saved[1] / "config.json"
     values = json.loads(path.read_text())

@@ -64,6 +64,16 @@ def test_sigmoid_input_gate_equals_the_reference(backend, steps):
         assert_same(actual, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+def test_capped_forget_gates_equal_the_reference(backend, steps):
+    case = draw("slstm", 150, steps=steps, forget_cap=0.5)
+    for actual, expected in zip(
+        case.outputs_and_gradients(backend), case.outputs_and_gradients("reference"), strict=True
+    ):
+        assert_same(actual, expected, TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("operator", "backend"), [("mlstm", "torch"), ("mlstm", "cpu"), ("hmlstm", "torch"), ("hmlstm", "cpu")]
 )

@@ -51,6 +51,17 @@ def test_documents_packed_in_a_row_equal_documents_alone(operator, backend):
     assert_same([packed, *leaves(state)], [torch.cat(alone, 1), *leaves(last)], TOLERANCE)
 
 
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_a_forget_cap_bounds_what_reaches_the_forget_gates(backend):
+    case = draw("slstm", 40)
+    (x,), silent = case.inputs, torch.zeros(4, HEADS, DK, DK, dtype=torch.float64)
+    bounded = torch.cat([x[:, :, :1], x[:, :, 1:2].clamp(max=0.5), x[:, :, 2:]], 2)
+    capped = case._replace(shared=(silent,)).whole(backend, forget_cap=0.5)
+    assert_same(leaves(capped), leaves(case._replace(inputs=(bounded,), shared=(silent,)).whole(backend)), TOLERANCE)
+    with_recurrence = leaves(case.whole(backend, forget_cap=0.5))[0]  # capped after the recurrent part is added
+    assert not torch.allclose(with_recurrence, leaves(case._replace(inputs=(bounded,)).whole(backend))[0])
+
+
 @pytest.mark.parametrize(("operator", "backend"), ALL)
 def test_a_reset_on_an_absent_step_still_empties_the_memory(operator, backend):
     case = draw(operator, 5, steps=False)
@@ -145,6 +156,10 @@ def good(operator):
         (lambda: hmlstm(*good("hmlstm"), chunk_size=48), "power of two"),
         (lambda: hmlstm(*good("hmlstm")[:5], torch.zeros(BATCH, 4, HEADS)), r"level must have shape"),
         (lambda: slstm(good("slstm")[0], torch.zeros(4, HEADS, DK, DV)), r"r must have shape \[4, H, D, D\]"),
+        (
+            lambda: slstm(good("slstm")[0], torch.zeros(4, HEADS, DK, DK), forget_cap=float("nan")),
+            "forget_cap must be a number or None",
+        ),
         (
             lambda: hmlstm(*good("hmlstm"), draw("hmlstm", 3).state._replace(m=torch.zeros(BATCH, HEADS, LEVELS + 1))),
             "state.m must have shape",

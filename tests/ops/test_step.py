@@ -158,17 +158,18 @@ def test_matrix_memories_step_as_their_operators(kind, dk, dv):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
-def test_slstm_steps_as_its_operator_from_an_empty_and_from_a_held_memory():
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_slstm_steps_as_its_operator_from_an_empty_and_from_a_held_memory(cap):
     batch, heads, width, time = 2, 3, 5, 12
     p = program(batch)
     gates, state = p.register(heads * 4 * width), SLSTMState.empty(batch, heads, width, dtype=DTYPE, device=CPU)
-    h = p.slstm(gates, state)
+    h = p.slstm(gates, state, forget_cap=cap)
     x = 4 * normal(batch, time, heads, 4, width)
     for t in range(time):
         gates.copy_(x[:, t].flatten(1))
         p.run()
     nothing = torch.zeros(4, heads, width, width, dtype=DTYPE)
-    expected, final = slstm(x.transpose(2, 3), nothing, backend="reference")
+    expected, final = slstm(x.transpose(2, 3), nothing, forget_cap=cap, backend="reference")
     close(h, expected[:, -1].flatten(1))
     for ours, theirs in zip(state, final, strict=True):
         close(ours, theirs)

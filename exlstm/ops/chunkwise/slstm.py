@@ -4,6 +4,7 @@ Memory mixing makes the recurrence sequential, so there is nothing to chunk; wha
 node for the sequence, and the gradient of r as a single product over all steps.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ from exlstm.ops.slstm import SLSTMState
 
 
 def slstm(
-    x: Tensor, r: Tensor, state: SLSTMState, *, mask: Tensor | None = None, reset: Tensor | None = None
+    x: Tensor,
+    r: Tensor,
+    state: SLSTMState,
+    *,
+    forget_cap: float = math.inf,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, SLSTMState]:
     """`exlstm.ops.slstm` on any device."""
-    h, *final = _Sequence.apply(x, r, *state, mask, reset)
+    h, *final = _Sequence.apply(x, r, *state, forget_cap, mask, reset)
     return h, SLSTMState(*final)
 
 
@@ -33,6 +40,7 @@ class _Sequence(torch.autograd.Function):
         n: Tensor,
         m: Tensor,
         h: Tensor,
+        forget_cap: float,
         mask: Tensor | None,
         reset: Tensor | None,
     ) -> tuple[Tensor, ...]:
@@ -44,11 +52,11 @@ class _Sequence(torch.autograd.Function):
         for t in range(len(gates)):
             before = _before(states, t, reset)
             gates[t] += before[3] @ weight
-            states[t + 1] = _cell(gates[t], before)
+            states[t + 1] = _cell(gates[t], before, forget_cap)
             if mask is not None:
                 states[t + 1] = torch.where(_rows(mask[:, t]), states[t + 1], before)
         ctx.save_for_backward(gates, states, r, mask, reset)
-        ctx.x_dtype = x.dtype
+        ctx.x_dtype, ctx.forget_cap = x.dtype, forget_cap
         out = states[1:, 3].permute(2, 0, 1, 3)
         out = out.contiguous() if mask is None else torch.where(mask[..., None, None], out, 0.0)
         return out.to(x.dtype), *states[-1].transpose(1, 2).clone().unbind(0)
@@ -63,7 +71,8 @@ class _Sequence(torch.autograd.Function):
         for t in reversed(range(len(gates))):
             before, after = _before(states, t, reset), states[t + 1]
             through = grad
-            d_gates, grad = _cell_backward(gates[t], before, after, torch.cat([grad[:3], grad[3:] + grad_out[t]]))
+            grad = torch.cat([grad[:3], grad[3:] + grad_out[t]])
+            d_gates, grad = _cell_backward(gates[t], before, after, grad, ctx.forget_cap)
             if mask is not None:
                 present = _rows(mask[:, t])
                 d_gates, grad = torch.where(present, d_gates, 0.0), torch.where(present, grad, through)
@@ -76,25 +85,27 @@ class _Sequence(torch.autograd.Function):
             h_before = torch.where(reset.t()[:, None, :, None], 0.0, h_before)
         grad_r = torch.einsum("thbd,tghbe->ghde", h_before, grad_gates).to(r.dtype)
         grad_x = grad_gates.permute(3, 0, 1, 2, 4).to(ctx.x_dtype)
-        return grad_x, grad_r, *grad.transpose(1, 2).unbind(0), None, None
+        return grad_x, grad_r, *grad.transpose(1, 2).unbind(0), None, None, None
 
 
-def _cell(gates: Tensor, before: Tensor) -> Tensor:
+def _cell(gates: Tensor, before: Tensor, forget_cap: float) -> Tensor:
     i, f, z, o = gates
     c, n, m, _ = before
-    empty, lf = n == 0, logsigmoid(f)
+    empty, lf = n == 0, logsigmoid(f.clamp(max=forget_cap))
     m_new = torch.where(empty, i, torch.maximum(lf + m, i))
     keep, write = torch.where(empty, 0.0, (lf + m - m_new).exp()), (i - m_new).exp()
     c, n = keep * c + write * z.tanh(), keep * n + write
     return torch.stack([c, n, m_new, o.sigmoid() * c / n])
 
 
-def _cell_backward(gates: Tensor, before: Tensor, after: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _cell_backward(
+    gates: Tensor, before: Tensor, after: Tensor, grad: Tensor, forget_cap: float
+) -> tuple[Tensor, Tensor]:
     """The gradients of the gates and, but for the part through the gates, of the state before (whose h part is 0)."""
     i, f, z, o = gates
     (c, n, m, _), (_, n_new, m_new, h_new) = before, after
     dc, dn, dm, dh = grad
-    empty, lf, tanh_z, sigmoid_o = n == 0, logsigmoid(f), z.tanh(), o.sigmoid()
+    empty, lf, tanh_z, sigmoid_o = n == 0, logsigmoid(f.clamp(max=forget_cap)), z.tanh(), o.sigmoid()
     keep, write = torch.where(empty, 0.0, (lf + m - m_new).exp()), (i - m_new).exp()
 
     do = dh * h_new * (1 - sigmoid_o)
@@ -106,7 +117,8 @@ def _cell_backward(gates: Tensor, before: Tensor, after: Tensor, grad: Tensor) -
     # m_new is the larger of lf + m and i (half each where equal, as torch.maximum has it), and i on an empty state.
     to_keep = torch.where(empty, 0.0, ((lf + m - i).sign() + 1) / 2)
     d_keep, d_write = d_keep + dm * to_keep, d_write + dm * (1 - to_keep)
-    d_gates = torch.stack([d_write, d_keep * (-f).sigmoid(), dz, do])
+    df = torch.where(f <= forget_cap, d_keep * (-f).sigmoid(), 0.0)
+    d_gates = torch.stack([d_write, df, dz, do])
     return d_gates, torch.stack([dc * keep, dn * keep, d_keep, torch.zeros_like(dc)])
 
 

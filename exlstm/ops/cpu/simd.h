@@ -141,6 +141,7 @@ inline Vec softplus_of_minus_abs(Vec x) {
 }
 
 inline Vec logsigmoid(Vec x) { return (x < 0 ? x : Vec{}) - softplus_of_minus_abs(x); }
+inline Vec log_forget(Vec f, REAL cap) { return logsigmoid(f > cap ? all(cap) : f); }
 inline Vec sigmoid(Vec x) { return (REAL)1 / ((REAL)1 + exp(-x)); }
 
 inline Vec tanh(Vec x) {

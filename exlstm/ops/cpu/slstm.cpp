@@ -35,6 +35,7 @@ struct Steps {
   const In* x;               // [B, T, 4, H, D]
   const REAL* packed;        // [H, tiles, D, 4, LANES]
   const bool *mask, *reset;  // [B, T], or null
+  REAL forget_cap;           // of the pre-activations of forget gates, from above
 
   enum { KEEP, WRITE, Z, O, THROUGH_F, SHARE, SAVED };  // what the backward of a step needs, [SAVED, tile, padded D]
 
@@ -112,7 +113,8 @@ struct Steps {
     }
     Vec g[4];
     for (int s = 0; s < 4; s++) g[s] = sums[s] + load(x + shape.at(b, t, 4, s, h) + j * LANES, lanes);
-    const Vec n_before = fresh ? Vec{} : load(before + N * plane), kept = logsigmoid(g[1]) + load(before + M * plane);
+    const Vec n_before = fresh ? Vec{} : load(before + N * plane);
+    const Vec kept = log_forget(g[1], forget_cap) + load(before + M * plane);
     const auto empty = n_before == 0;
     const Vec m = empty ? g[0] : larger(kept, g[0]);
     const Vec keep = empty ? Vec{} : exp(kept - m), write = exp(g[0] - m), z = tanh(g[2]), o = sigmoid(g[3]);
@@ -125,7 +127,7 @@ struct Steps {
     if (!saved) return;
     // m is the larger of the two (half each where equal, as in torch.maximum), and i on an empty state.
     const Vec share = empty ? Vec{} : (kept > g[0] ? all(1) : (kept == g[0] ? all(0.5) : Vec{}));
-    const Vec all_saved[SAVED] = {keep, write, z, o, sigmoid(-g[1]), share};
+    const Vec all_saved[SAVED] = {keep, write, z, o, g[1] > forget_cap ? Vec{} : sigmoid(-g[1]), share};
     for (int s = 0; s < SAVED; s++) store(saved + s * plane, all_saved[s]);
   }
 };
@@ -310,20 +312,21 @@ int64_t exlstm_lanes() { return LANES; }
 int64_t exlstm_rows() { return ROWS; }
 
 #define EXLSTM_SLSTM(NAME, IN)                                                                                         \
-  void exlstm_slstm_forward_##NAME(ParallelFor parallel_for, const Shape* shape, const IN* x, const REAL* packed,      \
-                                   const bool* mask, const bool* reset, const REAL* initial, IN* out, REAL* final,     \
-                                   REAL* kept) {                                                                       \
-    const Forward<IN> forward{{*shape, x, packed, mask, reset}, initial, out, final, kept};                            \
+  void exlstm_slstm_forward_##NAME(ParallelFor parallel_for, const Shape* shape, double forget_cap, const IN* x,       \
+                                   const REAL* packed, const bool* mask, const bool* reset, const REAL* initial,       \
+                                   IN* out, REAL* final, REAL* kept) {                                                 \
+    const Steps<IN> steps{*shape, x, packed, mask, reset, (REAL)forget_cap};                                           \
+    const Forward<IN> forward{steps, initial, out, final, kept};                                                       \
     run(*shape, (shape->batch + ROWS - 1) / ROWS, [&](auto tile, auto unroll, int64_t head, int64_t row, int64_t) {    \
       forward.template tile<tile, unroll>(head, row);                                                                  \
     }, parallel_for);                                                                                                  \
   }                                                                                                                    \
-  void exlstm_slstm_backward_##NAME(ParallelFor parallel_for, const Shape* shape, const IN* x, const REAL* packed,     \
-                                    const bool* mask, const bool* reset, const REAL* kept, const REAL* transposed,     \
-                                    const IN* grad_out, const REAL* grad_final, IN* grad_x, REAL* grad_initial,        \
-                                    REAL* grad_r, int64_t parts) {                                                     \
-    const Backward<IN> backward{{*shape, x, packed, mask, reset}, kept, transposed, grad_out, grad_final, grad_x,      \
-                                grad_initial, grad_r, parts};                                                          \
+  void exlstm_slstm_backward_##NAME(ParallelFor parallel_for, const Shape* shape, double forget_cap, const IN* x,      \
+                                    const REAL* packed, const bool* mask, const bool* reset, const REAL* kept,         \
+                                    const REAL* transposed, const IN* grad_out, const REAL* grad_final, IN* grad_x,    \
+                                    REAL* grad_initial, REAL* grad_r, int64_t parts) {                                 \
+    const Steps<IN> steps{*shape, x, packed, mask, reset, (REAL)forget_cap};                                           \
+    const Backward<IN> backward{steps, kept, transposed, grad_out, grad_final, grad_x, grad_initial, grad_r, parts};   \
     run(*shape, parts, [&](auto tile, auto unroll, int64_t head, int64_t row, int64_t part) {                          \
       backward.template tile<tile, unroll>(head, row, part);                                                           \
     }, parallel_for);                                                                                                  \

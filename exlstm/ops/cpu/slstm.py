@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,25 @@ obstacle = functools.partial(obstacle_of, _SOURCE)
 
 
 def slstm(
-    x: Tensor, r: Tensor, state: SLSTMState, *, mask: Tensor | None = None, reset: Tensor | None = None
+    x: Tensor,
+    r: Tensor,
+    state: SLSTMState,
+    *,
+    forget_cap: float = math.inf,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, SLSTMState]:
     """`exlstm.ops.slstm` on a CPU."""
     initial = torch.stack(state, 1)
     inputs = x if x.dtype == torch.bfloat16 else x.to(initial.dtype)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (x, r, initial))
-    h, final, _ = _forward(inputs, r.to(initial.dtype), initial, mask, reset, keep)
+    h, final, _ = _forward(inputs, r.to(initial.dtype), initial, mask, reset, forget_cap, keep)
     return h.to(x.dtype), SLSTMState(*final.unbind(1))
 
 
 @torch.library.custom_op("exlstm::slstm_cpu", mutates_args=())
 def _forward(
-    x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, keep: bool
+    x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, forget_cap: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """h, the final state and, if `keep`, the states [segments, B, 4, H, D] before all segments of steps.
 
@@ -42,7 +49,7 @@ def _forward(
     x, initial, mask, reset = x.contiguous(), initial.contiguous(), _contiguous(mask), _contiguous(reset)
     library = load(_SOURCE, real_of(initial.dtype))
     tensors = (x, _packed(r, library.exlstm_lanes()), mask, reset, initial, h, final, kept if keep else None)
-    _call("forward", x, library, tensors)
+    _call("forward", x, library, forget_cap, tensors)
     return h, final, kept
 
 
@@ -67,6 +74,7 @@ def _backward(
     r: Tensor,
     mask: Tensor | None,
     reset: Tensor | None,
+    forget_cap: float,
     kept: Tensor,
     grad_h: Tensor,
     grad_final: Tensor,
@@ -86,7 +94,7 @@ def _backward(
     tensors = (
         x, _packed(r, lanes), mask, reset, kept, transposed, grad_h, grad_final, grad_x, grad_initial, grad_r
     )  # fmt: skip
-    _call("backward", x, library, tensors, ctypes.c_int64(parts))
+    _call("backward", x, library, forget_cap, tensors, ctypes.c_int64(parts))
     return grad_x, grad_r.sum(1)[:, :width, :, :width].permute(2, 0, 1, 3).contiguous(), grad_initial
 
 
@@ -96,13 +104,16 @@ def _packed(r: Tensor, lanes: int) -> Tensor:
     return pad(r, (0, -width % lanes)).unflatten(-1, (-1, lanes)).permute(1, 3, 2, 0, 4).contiguous()
 
 
-def _call(name: str, x: Tensor, library: ctypes.CDLL, tensors: tuple[Tensor | None, ...], *rest: Any) -> None:
+def _call(
+    name: str, x: Tensor, library: ctypes.CDLL, forget_cap: float, tensors: tuple[Tensor | None, ...], *rest: Any
+) -> None:
     batch, time, _, heads, width = x.shape
     shape = (ctypes.c_int64 * 5)(batch, time, heads, width, _segment(batch))
     suffix = "bfloat16" if x.dtype == torch.bfloat16 else "real"
     getattr(library, f"exlstm_slstm_{name}_{suffix}")(
         parallel_for(),
         ctypes.byref(shape),
+        ctypes.c_double(forget_cap),
         *(None if t is None else ctypes.c_void_p(t.data_ptr()) for t in tensors),
         *rest,
     )
@@ -114,26 +125,27 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 @_forward.register_fake
 def _(
-    x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, keep: bool
+    x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, forget_cap: float, keep: bool
 ) -> tuple[Tensor, ...]:
     return _outputs(x, initial, keep)
 
 
 @_backward.register_fake
 def _(
-    x: Tensor, r: Tensor, mask: Tensor | None, reset: Tensor | None, kept: Tensor, *rest: Tensor
+    x: Tensor, r: Tensor, mask: Tensor | None, reset: Tensor | None, forget_cap: float, kept: Tensor, *rest: Tensor
 ) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(r), kept.new_empty(kept.shape[1:])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, r, _, mask, reset, _ = inputs
+    x, r, _, mask, reset, ctx.forget_cap, _ = inputs
     ctx.save_for_backward(x, r, mask, reset, output[-1])
 
 
 def _derivative(ctx: Any, grad_h: Tensor, grad_final: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad_x, grad_r, grad_initial = _backward(*ctx.saved_tensors, grad_h, grad_final)
-    return grad_x, grad_r, grad_initial, None, None, None
+    *inputs, kept = ctx.saved_tensors
+    grad_x, grad_r, grad_initial = _backward(*inputs, ctx.forget_cap, kept, grad_h, grad_final)
+    return grad_x, grad_r, grad_initial, None, None, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

@@ -142,7 +142,8 @@ struct Machine {
     const int64_t width = op.sizes[1];
     heads(op.sizes[0], 64 * width, [&](int64_t b, int64_t head) {
       const int64_t at = head * width;
-      slstm_head(width, op.at(0, b) + 4 * at, op.at(1, b) + at, op.at(2, b) + at, op.at(3, b) + at, op.at(4, b) + at);
+      slstm_head(width, op.number, op.at(0, b) + 4 * at, op.at(1, b) + at, op.at(2, b) + at, op.at(3, b) + at,
+                 op.at(4, b) + at);
     });
   }
 

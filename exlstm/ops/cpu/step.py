@@ -158,6 +158,11 @@ class Program:
         factor = None if weight is None else self._own(weight)
         return self._append("multiply_add", (x.shape[1],), [x, other, y, factor], y)
 
+    def shift(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x + bias, for a weight `bias` [width]."""
+        y = self.register(x.shape[1])
+        return self._append("multiply_add", (x.shape[1],), [x, self._own(bias), y], y)
+
     def soft_cap(self, x: Tensor, cap: float) -> Tensor:
         """cap * tanh(x / cap)."""
         y = self.register(x.shape[1])
@@ -173,10 +178,11 @@ class Program:
         """`exlstm.ops.hmlstm`, with level weights [B, H * levels]."""
         return self._memory("hmlstm", (q, k, v, i, f), (level,), state)
 
-    def slstm(self, gates: Tensor, state: SLSTMState) -> Tensor:
+    def slstm(self, gates: Tensor, state: SLSTMState, *, forget_cap: float | None = None) -> Tensor:
         """Cells from pre-activations [B, H * 4 * D] (in each head i, f, z, o), recurrence included; state.h is it."""
+        cap = math.inf if forget_cap is None else forget_cap
         heads, width = state.h.shape[1:]
-        return self._append("slstm", (heads, width), [gates, *state], state.h.flatten(1))
+        return self._append("slstm", (heads, width), [gates, *state], state.h.flatten(1), cap)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, ring: Ring, base: float = 10_000.0) -> Tensor:
         """Attention of q [B, H * D] to this step and those in the ring, with rotary positions; k, v enter the ring."""

@@ -184,12 +184,13 @@ inline void hmlstm_head(const Heads& x, const REAL* level, Tree tree) {
   hmlstm_count(x, tree);
 }
 
-// One head of sLSTM cells from their pre-activations [4, D], in the order i, f, z, o, recurrence included.
-inline void slstm_head(int64_t width, const REAL* gates, REAL* c, REAL* n, REAL* m, REAL* h) {
+// One head of sLSTM cells from their pre-activations [4, D], in the order i, f, z, o, recurrence included; those of
+// forget gates above `cap` count as it.
+inline void slstm_head(int64_t width, REAL cap, const REAL* gates, REAL* c, REAL* n, REAL* m, REAL* h) {
   for (int64_t j = 0; j < width; j += LANES) {
     const int count = lanes_at(j, width);
     const Vec i = load(gates + j, count), f = load(gates + width + j, count);
-    const Vec before = load(n + j, count), kept = logsigmoid(f) + load(m + j, count);
+    const Vec before = load(n + j, count), kept = log_forget(f, cap) + load(m + j, count);
     const auto empty = before == 0;
     const Vec m_new = empty ? i : larger(kept, i);
     const Vec keep = empty ? Vec{} : exp(kept - m_new), write = exp(i - m_new);

@@ -63,8 +63,8 @@ def step(
 def held_slots(position: Tensor, levels: int) -> Tensor:
     """Which slots hold something at `position` [B]: bool [B, levels]."""
     slot = torch.arange(levels, device=position.device)
-    bits = position[:, None] >> slot
-    return torch.where(slot == levels - 1, bits > 0, (bits & 1) == 1)
+    bits = position[:, None] // 2**slot
+    return (bits % 2 == 1) | ((slot == levels - 1) & (bits > 0))
 
 
 def _count(
@@ -73,7 +73,7 @@ def _count(
     """Add one step to the slots as one is added to a binary counter: full slots merge into the next free one."""
     levels = m.shape[-1]
     slot = torch.arange(levels, device=position.device)
-    trailing_ones = ((position[:, None] >> slot[:-1]) & 1).cumprod(-1).sum(-1).clamp(max=levels - 1)
+    trailing_ones = ((position[:, None] + 1) % 2**slot == 0).sum(-1) - 1  # at most levels - 1
     target = slot == trailing_ones[:, None]  # [B, levels]; the last slot is never freed
     held = held_slots(position, levels)
     merged = held & (slot <= trailing_ones[:, None])

@@ -1,0 +1,1 @@
+"""Weights of other xLSTM implementations, in and out: see `convert.py`."""
