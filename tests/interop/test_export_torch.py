@@ -1,0 +1,134 @@
+"""Exported graphs in torch alone: what `torch.export` makes of models computes what they compute, states included."""
+
+import json
+import math
+
+import pytest
+import torch
+from export_cases import language_model, tokens
+
+from exlstm import Seq2Seq
+from exlstm.interop.export import BOUND, Difference, export, graphs_of, stream
+from exlstm.interop.export.check import difference
+from exlstm.interop.export.formats import load, write
+from exlstm.interop.export.trials import try_language
+from exlstm.models import Forecaster
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return language_model("mhsa")
+
+
+@pytest.fixture(scope="module")
+def exported(model, tmp_path_factory):
+    return export(model, tmp_path_factory.mktemp("export"), "torch-export")
+
+
+def test_steps_and_pieces_of_odd_lengths_are_the_model_for_one_row_and_three(exported, model):
+    for name, found in try_language(exported, tokens(model, 3, 60)).items():
+        assert found.largest <= BOUND, f"{name}: {found}"
+        assert found.pieces >= 10
+
+
+def test_pieces_leave_the_state_that_steps_leave(exported, model):
+    x = tokens(model, 2, 21)
+    step, chunk = (exported.graphs[name] for name in ("step", "chunk"))
+    after = [x[:, :0], *step.empty_state(2)]
+    run = exported.session("step")
+    state = {port.name: tensor.numpy() for port, tensor in zip(step.inputs[1:], after[1:], strict=True)}
+    for token in x.unbind(1):
+        found = run({"tokens": token.numpy()} | state)
+        state = {port.name: found[port.name.replace("state", "next", 1)] for port in step.inputs[1:]}
+    empty = {port.name: tensor.numpy() for port, tensor in zip(chunk.inputs[1:], chunk.empty_state(2), strict=True)}
+    pieces = exported.session("chunk")({"tokens": x.numpy()} | empty)
+    assert difference(torch.from_numpy(pieces["logits"][:, -1]), torch.from_numpy(found["logits"])) <= BOUND
+    for name, tensor in state.items():
+        other = torch.from_numpy(pieces[name.replace("state", "next", 1)])
+        assert difference(other, torch.from_numpy(tensor)) <= BOUND, name
+
+
+def test_graph_json_says_all_that_goes_in_and_comes_out(exported):
+    about = json.loads((exported.folder / "graph.json").read_text())
+    assert (about["format"], about["weights"], about["model_type"]) == ("torch-export", "full", "language_model")
+    assert about["model"] == {"vocabulary": 23, "begin": 1, "end": [1, 2], "first_byte": 3}
+    step, chunk = about["graphs"]["step"], about["graphs"]["chunk"]
+    assert step["inputs"] == [{"name": "tokens", "dtype": "int64", "shape": ["batch"]}]
+    assert chunk["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", "time", 23]}]
+    assert step["state"] == chunk["state"]
+    states = {each["input"]: each for each in step["state"]}
+    assert states["state.0.cell.C"] == {
+        "input": "state.0.cell.C",
+        "output": "next.0.cell.C",
+        "dtype": "float32",
+        "shape": ["batch", 2, 32, 32],
+        "initial": 0,
+    }
+    assert (states["state.1.cell.position"]["dtype"], states["state.3.held"]["dtype"]) == ("int64", "bool")
+    for graph in (step, chunk):
+        assert (exported.folder / graph["file"]).stat().st_size > 0
+
+
+def test_a_difference_in_an_output_or_in_a_state_is_found(exported, model):
+    graph, run = exported.graphs["step"], exported.session("step")
+    for name, part in (("logits", "outputs"), ("next.2.cell.n", "state"), ("next.1.cell.position", "state")):
+
+        def spoilt(inputs, name=name):
+            found = run(inputs)
+            found[name] = found[name] + found[name].dtype.type(1)
+            return found
+
+        apart = stream(graph, spoilt, ([token] for token in tokens(model, 2, 3).unbind(1)))
+        assert getattr(apart, part) > 0.05
+
+
+def test_nan_is_no_agreement():
+    assert not difference(torch.tensor([1.0, torch.nan]), torch.ones(2)) <= BOUND
+    assert not Difference(1e-6, math.nan, 1).largest <= BOUND
+    assert not Difference(math.nan, 1e-6, 1).largest <= BOUND
+
+
+def test_a_model_stays_in_training_and_an_export_replaces_another(tmp_path):
+    model = language_model("m").train()
+    (tmp_path / "graph.json").write_text("old")
+    export(model, tmp_path, "torch-export")
+    assert model.training
+    assert json.loads((tmp_path / "graph.json").read_text())["weights"] == "full"
+
+
+@pytest.mark.parametrize(
+    ("make", "to", "weights", "sentence"),
+    [
+        (
+            lambda: language_model("m"),
+            "tflite",
+            "full",
+            "expected to one of 'onnx', 'openvino', 'torch-export', received",
+        ),
+        (lambda: language_model("m"), "onnx", "int4", "expected weights 'full' or 'int8', received 'int4'"),
+        (lambda: language_model("m"), "torch-export", "int8", "needs to='onnx' or to='openvino'"),
+        (lambda: language_model("m").bfloat16(), "torch-export", "full", "expected a model in float32 on the CPU"),
+        (
+            lambda: Seq2Seq(vocabulary=9, bos=1, eos=2, encoder="m", decoder="m", width=32),
+            "torch-export",
+            "full",
+            "received a Seq2Seq",
+        ),
+        (lambda: Forecaster(), "torch-export", "full", "not trained yet"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_sentence(make, to, weights, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        export(make(), tmp_path, to, weights=weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["l", "g"])
+def test_rivals_can_be_exported_too(pattern, tmp_path):
+    model = language_model(pattern)
+    for graph in graphs_of(model):
+        session = load(write(graph, tmp_path, "torch-export"), graph, "torch-export")
+        x = tokens(model, 2, 20)
+        found = stream(graph, session, ([p] for p in (x.unbind(1) if graph.name == "step" else x.split(7, 1))))
+        assert found.largest <= BOUND
