@@ -59,7 +59,9 @@ class ClassifierConfig:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"expected {name} of at least {least}, received {value}")
         if self.width % self.heads:
-            raise ValueError(f"expected a width of equal heads, received width {self.width} and {self.heads} heads")
+            raise ValueError(
+                f"expected width to be a multiple of heads, received width {self.width} and heads {self.heads}"
+            )
 
 
 class Classifier(Pretrained):

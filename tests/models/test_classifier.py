@@ -227,7 +227,7 @@ def test_a_bag_counts_runs_of_words_in_small_letters():
         ({"vocabulary": None}, "received vocabulary None and features None"),
         ({"members": 0}, "expected members of at least 1, received 0"),
         ({"buckets": -1}, "expected buckets of at least 0, received -1"),
-        ({"width": 16, "heads": 5}, "expected a width of equal heads, received width 16 and 5 heads"),
+        ({"width": 16, "heads": 5}, "expected width to be a multiple of heads, received width 16 and heads 5"),
     ],
 )
 def test_bad_configs_get_one_sentence(fields, message):
