@@ -1,6 +1,5 @@
 """Exported graphs in ONNX Runtime and OpenVINO compute what the model computes, states included."""
 
-import itertools
 import json
 from dataclasses import replace
 
@@ -78,10 +77,8 @@ def test_int8_is_smaller_and_near(to, exported, model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pattern", "style"),
-    [*itertools.product(["m", "s", "h", "mhsa"], ["paper", "large"]), ("lg", "paper")],
-)
+@pytest.mark.parametrize("style", ["paper", "large"])
+@pytest.mark.parametrize("pattern", ["m", "s", "h", "mhsa"])
 def test_a_thousand_steps_stay_with_the_model(pattern, style, tmp_path):
     model = language_model(pattern, style=style, levels=12, window=64)
     exported = export(model, tmp_path, "onnx")

@@ -8,9 +8,9 @@ import torch
 from export_cases import language_model, tokens
 
 from exlstm import Seq2Seq
-from exlstm.interop.export import BOUND, Difference, export, graphs_of, stream
-from exlstm.interop.export.check import difference
-from exlstm.interop.export.formats import load, write
+from exlstm.interop.export import BOUND, Difference, export, stream
+from exlstm.interop.export.check import difference, named
+from exlstm.interop.export.states import leaves, names
 from exlstm.interop.export.trials import try_language
 from exlstm.models import Forecaster
 
@@ -32,21 +32,23 @@ def test_steps_and_pieces_of_odd_lengths_are_the_model_for_one_row_and_three(exp
         assert found.pieces >= 10
 
 
-def test_pieces_leave_the_state_that_steps_leave(exported, model):
+def test_pieces_and_steps_give_the_models_own_logits_and_state(exported, model):
     x = tokens(model, 2, 21)
+    with torch.no_grad():
+        logits, after = model(x)
+    expected = dict(zip(names(after, "next"), leaves(after), strict=True))
     step, chunk = (exported.graphs[name] for name in ("step", "chunk"))
-    after = [x[:, :0], *step.empty_state(2)]
-    run = exported.session("step")
-    state = {port.name: tensor.numpy() for port, tensor in zip(step.inputs[1:], after[1:], strict=True)}
-    for token in x.unbind(1):
-        found = run({"tokens": token.numpy()} | state)
-        state = {port.name: found[port.name.replace("state", "next", 1)] for port in step.inputs[1:]}
-    empty = {port.name: tensor.numpy() for port, tensor in zip(chunk.inputs[1:], chunk.empty_state(2), strict=True)}
+    empty = named(chunk.inputs[1:], chunk.empty_state(2))
     pieces = exported.session("chunk")({"tokens": x.numpy()} | empty)
-    assert difference(torch.from_numpy(pieces["logits"][:, -1]), torch.from_numpy(found["logits"])) <= BOUND
-    for name, tensor in state.items():
-        other = torch.from_numpy(pieces[name.replace("state", "next", 1)])
-        assert difference(other, torch.from_numpy(tensor)) <= BOUND, name
+    assert difference(torch.from_numpy(pieces["logits"]), logits) <= BOUND
+    run, found = exported.session("step"), {name.replace("state", "next", 1): array for name, array in empty.items()}
+    for place, token in enumerate(x.unbind(1)):
+        state = {port.name: found[port.name.replace("state", "next", 1)] for port in step.inputs[1:]}
+        found = run({"tokens": token.numpy()} | state)
+        assert difference(torch.from_numpy(found["logits"]), logits[:, place]) <= BOUND
+    for name, tensor in expected.items():
+        assert difference(torch.from_numpy(pieces[name]), tensor) <= BOUND, name
+        assert difference(torch.from_numpy(found[name]), tensor) <= BOUND, name
 
 
 def test_graph_json_says_all_that_goes_in_and_comes_out(exported):
@@ -115,20 +117,10 @@ def test_a_model_stays_in_training_and_an_export_replaces_another(tmp_path):
             "full",
             "received a Seq2Seq",
         ),
+        (lambda: language_model("ml"), "torch-export", "full", "blocks of LSTM or GRU cannot be exported"),
         (lambda: Forecaster(), "torch-export", "full", "not trained yet"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_sentence(make, to, weights, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         export(make(), tmp_path, to, weights=weights)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pattern", ["l", "g"])
-def test_rivals_can_be_exported_too(pattern, tmp_path):
-    model = language_model(pattern)
-    for graph in graphs_of(model):
-        session = load(write(graph, tmp_path, "torch-export"), graph, "torch-export")
-        x = tokens(model, 2, 20)
-        found = stream(graph, session, ([p] for p in (x.unbind(1) if graph.name == "step" else x.split(7, 1))))
-        assert found.largest <= BOUND

@@ -15,6 +15,7 @@ from exlstm.interop.export.forecast import forecast_facts, forecast_graphs
 from exlstm.interop.export.formats import Session, To, Weights, load, write
 from exlstm.interop.export.graph import Graph
 from exlstm.interop.export.language import language_facts, language_graphs
+from exlstm.layers import Classic
 from exlstm.models import Classifier, Forecaster, LanguageModel, Pretrained
 
 ABOUT = "graph.json"
@@ -77,12 +78,17 @@ def graphs_of(model: Pretrained) -> list[Graph]:
     """The graphs of a model, each a function of tensors.
 
     Raises:
-        ValueError: there are none for this kind of model, or it is not in float32 on the CPU.
+        ValueError: there are none for this kind of model or of block, or it is not in float32 on the CPU.
     """
     found = {(p.dtype, p.device.type) for p in model.parameters()}
     if found - {(torch.float32, "cpu")}:
         listed = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in found))
         raise ValueError(f"expected a model in float32 on the CPU, received weights in {listed}; use .float().cpu()")
+    if any(isinstance(layer, Classic) for layer in model.modules()):
+        raise ValueError(
+            "models with blocks of LSTM or GRU cannot be exported, for a trace of torch's fixes the length of a piece; "
+            "use patterns of m, s, h and a"
+        )
     training = model.training
     model.eval()
     try:
