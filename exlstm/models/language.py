@@ -155,7 +155,7 @@ class LanguageModel(Pretrained):
         Raises:
             ValueError: a prompt is empty, or an argument is out of range.
         """
-        reader = self._reader(prompts, state, weights)
+        reader = self.prefill(prompts, state, weights=weights)
         return generation.generate(reader, most=most, sampling=sampling, stop=stop, seed=seed)
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class LanguageModel(Pretrained):
         weights: Weights = "full",
     ) -> Iterator[int]:
         """The tokens of `generate` for one prompt, each as soon as it is there; arguments as there."""
-        reader = self._reader([prompt], state, weights)
+        reader = self.prefill([prompt], state, weights=weights)
         for (token,) in generation.steps(reader, most=most, sampling=sampling, stop=stop, seed=seed):
             assert token is not None
             yield token
@@ -190,9 +190,22 @@ class LanguageModel(Pretrained):
             logits = self._cap(self.head(y[:, -1]))
         return logits, state
 
-    def _reader(
-        self, prompts: Sequence[Sequence[int]], state: BackboneState | None, weights: Weights
+    @torch.no_grad()
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], state: BackboneState | None = None, *, weights: Weights = "full"
     ) -> generation.Reader:
+        """Read the prompts and be ready for a token a row at a time, as `generate` does: for loops of one's own.
+
+        Args:
+            prompts, state, weights: as in `generate`.
+
+        Returns:
+            the logits after the prompts, and a `Decoder` that holds the state: `reader.next(tokens)` reads one more
+            token a row. It has the weights as they are now; make another after they change.
+
+        Raises:
+            ValueError: a prompt is empty, or an argument is out of range.
+        """
         training = self.training
         self.eval()
         try:

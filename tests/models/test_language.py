@@ -128,6 +128,19 @@ def test_a_stream_takes_what_generate_takes():
         next(model.stream(prompt, temperature=0.5))
 
 
+def test_a_loop_of_ones_own_begins_with_a_prefill():
+    model = random_model("m", dropout=0.5).train()
+    prompts = [tokens(n).tolist() for n in (3, 8)]
+    reader, rows = model.prefill(prompts), []
+    assert not reader.logits.requires_grad
+    assert model.training
+    logits = reader.logits
+    for _ in range(10):
+        rows.append(logits.argmax(-1))
+        logits = reader.next(rows[-1])
+    assert torch.stack(rows, 1).tolist() == model.generate(prompts, most=10).tokens
+
+
 def test_the_same_seed_gives_the_same_text_in_a_fresh_process(tmp_path):
     model = random_model().float()
     model.save_pretrained(tmp_path)

@@ -119,7 +119,7 @@ class ExlstmForCausalLM(ExlstmPreTrainedModel, GenerationMixin):
         there = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
         prompts = [row[present].tolist() for row, present in zip(tokens, there, strict=True)]
         if cache is not None and _is_as_made(self.model):
-            reader = self.model._reader(prompts, cache.state, "full")
+            reader = self.model.prefill(prompts, cache.state)
             cache.read_by(reader, tokens.shape[1])
             return reader.logits
         logits, state = self.model.read(prompts, _state(cache))
