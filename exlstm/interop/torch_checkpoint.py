@@ -11,9 +11,9 @@ import torch
 from exlstm.models.weight_files import MOST_TEXT
 
 # What tensors and plain values are made of. `torch.load(weights_only=True)` knows more, which can ask for any amount of
-# memory: bytearray(n), torch.Tensor(n, n).
+# memory: bytearray(n), torch.Tensor(n, n), and _codecs.encode(x, "hex"), which doubles x every time.
 _HARMLESS = re.compile(
-    r"collections (OrderedDict|Counter)|builtins (set|complex)|__builtin__ (set|complex)|_codecs encode"
+    r"collections (OrderedDict|Counter)|builtins (set|complex)|__builtin__ (set|complex)"
     r"|torch\._utils (_rebuild_tensor_v2|_rebuild_parameter)|torch\.nn\.parameter Parameter"
     r"|torch ([A-Z][A-Za-z0-9]*Storage|Size|device|float\w*|bfloat16|int\w*|uint\w*|bool)"
 )
@@ -32,7 +32,7 @@ def read_checkpoint(path: Path) -> Any:
         for opcode, argument, _ in pickletools.genops(described):
             called = argument if opcode.name == "GLOBAL" else opcode.name if opcode.name in _CALLS else None
             if called is not None and not _HARMLESS.fullmatch(called):
-                raise ValueError(f"it calls {called[:100]!r}, which is not opened as that can run anything")
+                raise ValueError(f"it calls {called[:100]!r}, which is not opened as it may run or allocate anything")
         # Mapped to memory, a tensor cannot reach beyond the file, whatever size it claims to have.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except ValueError as error:
@@ -55,16 +55,20 @@ def _description(path: Path) -> bytes:
     """The pickle that says what the tensors are; without anything that would be read in two ways."""
     try:
         with zipfile.ZipFile(path) as archive:
-            files = archive.infolist()
-            pickles = [file for file in files if re.fullmatch(r"[^/]+/data\.pkl", file.filename)]
-            if len(pickles) != 1 or len({file.filename.partition("/")[0] for file in files}) != 1:
-                raise ValueError(f"{path} is no checkpoint of torch.save: it needs one folder with a data.pkl")
-            if len({file.filename.lower() for file in files}) != len(files):
-                raise ValueError(f"{path} holds several files of one name")
-            if any(file.compress_type != zipfile.ZIP_STORED for file in files):
-                raise ValueError(f"{path} holds compressed files, which torch.save does not write")
-            if pickles[0].file_size > MOST_TEXT:
-                raise ValueError(f"{path} describes its tensors in {pickles[0].file_size} bytes; at most {MOST_TEXT}")
-            return archive.read(pickles[0])
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of torch.save: {error}") from error
+            return archive.read(_pickle_among(archive.infolist()))
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:  # as `zipfile` has them for damage
+        said = str(error) or "it ends too early"
+        raise ValueError(f"{path} is damaged or no checkpoint of torch.save: {said}") from error
+
+
+def _pickle_among(files: list[zipfile.ZipInfo]) -> zipfile.ZipInfo:
+    pickles = [file for file in files if re.fullmatch(r"[^/]+/data\.pkl", file.filename)]
+    if len(pickles) != 1 or len({file.filename.partition("/")[0] for file in files}) != 1:
+        raise ValueError("it needs one folder with a data.pkl")
+    if len({file.filename.lower() for file in files}) != len(files):
+        raise ValueError("it holds several files of one name")
+    if any(file.compress_type != zipfile.ZIP_STORED for file in files):
+        raise ValueError("it holds compressed files, which torch.save does not write")
+    if pickles[0].file_size > MOST_TEXT:
+        raise ValueError(f"it describes its tensors in {pickles[0].file_size} bytes; at most {MOST_TEXT} are read")
+    return pickles[0]

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, hostile or of something else end in one sentence, and run and allocate nothing."""
 
+import codecs
 import pickle
 import resource
 import zipfile
@@ -59,6 +60,20 @@ def test_a_truncated_file_is_refused(path, share):
     refused(path, "is damaged or no checkpoint")
 
 
+@pytest.mark.parametrize(
+    ("place", "content"),
+    [(6, b"\xff"), (8, b"\x01"), (8, b"\x20"), (20, 2 * (2**20).to_bytes(4, "little"))],
+    ids=["version", "encrypted", "patched", "longer than the file"],
+)
+def test_an_archive_that_zipfile_does_not_read_is_refused(path, place, content):
+    archive = bytearray(path.read_bytes())
+    place += archive.index(b"PK\1\2")  # where the central directory has data.pkl
+    archive[place : place + len(content)] = content
+    path.write_bytes(archive)
+    assert not tirex.is_tirex(path)
+    refused(path, "is damaged or no checkpoint of torch.save: .")
+
+
 @pytest.mark.parametrize("place", range(0, 600, 7))
 def test_a_damaged_description_is_refused_or_names_what_is_wrong(path, place):
     with zipfile.ZipFile(path) as archive:
@@ -91,7 +106,12 @@ def test_nothing_is_run(path, tmp_path, protocol):
 
 @pytest.mark.parametrize(
     "bomb",
-    [(bytearray, 2**42), (torch.Tensor, 2**20, 2**20), (torch.storage.UntypedStorage, 2**42)],
+    [
+        (bytearray, 2**42),
+        (torch.Tensor, 2**20, 2**20),
+        (torch.storage.UntypedStorage, 2**42),
+        (codecs.encode, b"bytes", "hex"),
+    ],
     ids=lambda bomb: bomb[0].__name__,
 )
 def test_a_description_that_asks_for_memory_is_refused(path, bomb, bounded_memory):
