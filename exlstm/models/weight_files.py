@@ -138,6 +138,11 @@ def differences(wanted: Mapping[str, Any] | Iterable[str], found: Mapping[str, S
     return problems
 
 
+def printable(text: str, most: int = 200) -> str:
+    """A text from a file that anyone may have written, fit for a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:most])
+
+
 def read_text(path: Path) -> str:
     """A text file of modest size.
 
@@ -159,9 +164,10 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it is larger, or not JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a ValueError is also what numbers of thousands of digits give
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -219,7 +225,7 @@ def _header(path: Path) -> dict[str, Stored]:
         for name in names:
             part = file.get_slice(name)
             if (code := part.get_dtype()) not in _DTYPES:
-                raise ValueError(f"{path} has {name} of {code}; expected one of {', '.join(_DTYPES)}")
+                raise ValueError(f"{path} has {printable(name)} of {code}; expected one of {', '.join(_DTYPES)}")
             stored[name] = Stored(tuple(part.get_shape()), _DTYPES[code], path)
     return stored
 
@@ -267,14 +273,9 @@ def _write(path: Path, tensors: Mapping[str, Planned]) -> None:
 
 
 def _listing(what: str, names: Iterable[str], most: int = 8) -> list[str]:
-    names = [_shown(name) for name in sorted(names)]
+    names = [printable(name) for name in sorted(names)]
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return [f"{what} {', '.join(names[:most] + more)}"] if names else []
-
-
-def _shown(name: str, most: int = 200) -> str:
-    """A name from a file that anyone may have written, fit for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in name[:most])
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -94,6 +94,7 @@ def test_a_model_of_ours_that_does_not_fit_its_config_is_refused(tmp_path):
         ("num_blocks", 3, "num_hidden_layers must be 3, as its num_blocks is, got 2"),
         ("eps", 1e-5, "eps must be 1e-06, as exlstm computes nothing else, got 1e-05"),
         ("norm_eps", 0, "norm_eps must be a number above 0"),
+        ("norm_eps", 10**400, "norm_eps must be a number above 0"),
         ("norm_eps", float("nan"), "norm_eps must be a number above 0"),
         ("gate_soft_cap", float("inf"), "gate_soft_cap must be a number above 0"),
         ("qk_dim_factor", 1e300, "qk_dim_factor must be such that the size it gives is from 1 to"),
@@ -177,6 +178,9 @@ def test_fields_that_do_not_change_what_is_computed_may_be_there(paper):
         ("a: [", "is not valid YAML"),
         ("[" * 5000, "is not valid YAML"),
         ("!!python/object/apply:os.system ['false']", "is not valid YAML"),
+        ("a: !!bool maybe", "is not valid YAML"),
+        ("a: 2001-99-99", "is not valid YAML"),
+        pytest.param(f"a: {'9' * 5000}", "is not valid YAML", id="a number of 5000 digits"),
         ("- 1", "is no config of an xLSTM language model"),
         ("embedding_dim: 32\nnum_heads: 2\n", "num_blocks must be a whole number from 1 to 268435456, got nothing"),
         ("embedding_dim: 32\nnum_heads: 2\nnum_blocks: 2\nvocab_size: 31\nmoe: 8\n", "has unknown 'moe'"),
@@ -194,7 +198,7 @@ def test_without_pyyaml_one_sentence_says_what_to_install(package, monkeypatch):
         from_pretrained(package)
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, "3", '"x"', "[]", "{}", "{"])
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000, "3", '"x"', "[]", "{}", "{"], ids=lambda text: text[:2])
 def test_json_that_is_no_config_is_named(large, text):
     (large / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is (not valid JSON|no config of an xLSTM)"):

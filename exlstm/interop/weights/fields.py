@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from reprlib import repr as brief
@@ -65,7 +66,7 @@ class Fields:
     def number(self, name: str, default: float) -> float:
         """A number above 0."""
         value = self.take(name, default)
-        if type(value) not in (int, float) or not 0 < value < math.inf:
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:  # whole numbers may be larger
             self._refuse(name, "a number above 0", value)
         return float(value)
 
@@ -135,11 +136,13 @@ def _read_yaml(path: Path) -> Any:
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d{1,3}$"), [*"+-0123456789"])
     text = read_text(path)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader)):
-            raise ValueError(f"{path} has aliases (*name), which are not read: written out they may have any size")
-        return yaml.load(text, Loader)  # a safe one
-    except (yaml.YAMLError, RecursionError) as error:
+        aliased = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader))
+        values = None if aliased else yaml.load(text, Loader)  # a safe one
+    except Exception as error:  # of many kinds: `!!bool maybe` is a KeyError there
         raise ValueError(f"{path} is not valid YAML: {brief(str(error))}") from error
+    if aliased:
+        raise ValueError(f"{path} has aliases (*name), which are not read: written out they may have any size")
+    return values
 
 
 def factor(size: int, of: int, rule: Callable[[float], int], *usual: float) -> float:

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from exlstm.models.weight_files import printable
+
 _MOST = 2**16  # characters of a file that are looked at
 FILES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "README.md")
 
@@ -15,7 +17,7 @@ def licence_of(directory: Path) -> str:
         for path in sorted(directory.glob(pattern)):
             lines = (line.strip() for line in _head(path).splitlines())
             if title := next(filter(None, lines), ""):
-                return f"licence of the weights: {_plain(title)} ({path})"
+                return f"licence of the weights: {printable(title)} ({path})"
     return (
         f"licence of the weights: {directory} does not say; they keep that of whoever published them "
         f"(xLSTM-7B: NXAI Community License)"
@@ -24,11 +26,11 @@ def licence_of(directory: Path) -> str:
 
 def _front_matter(card: Path) -> str:
     """The licence that the head of a model card names, "" if none."""
-    found = re.match(r"---\s*\n(.*?)\n---", _head(card), re.DOTALL)
+    found = re.match(r"---[ \t]*\n(.*?)\n---", _head(card), re.DOTALL)
     fields = dict(re.findall(r"^(license(?:_name|_link)?):[ \t]*(\S.*)$", found[1] if found else "", re.MULTILINE))
     name = fields.get("license_name") or fields.get("license", "")
     link = f", {fields['license_link']}" if name and "license_link" in fields else ""
-    return _plain(name + link)
+    return printable(name + link).strip("\"' ")
 
 
 def _head(path: Path) -> str:
@@ -36,8 +38,3 @@ def _head(path: Path) -> str:
         return ""
     with path.open(encoding="utf-8", errors="replace") as file:
         return file.read(_MOST)
-
-
-def _plain(text: str) -> str:
-    """What anyone may have written, fit for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200]).strip("\"' ")
