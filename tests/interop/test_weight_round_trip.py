@@ -89,6 +89,16 @@ def test_numbers_are_cast_only_when_asked(tmp_path):
     assert_same(from_pretrained(tmp_path / "half"), model.bfloat16())
 
 
+def test_a_number_that_the_wanted_dtype_lacks_is_an_error(tmp_path):
+    model = model_of("large", LARGE["plain"])
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e5
+    save_pretrained(model, tmp_path / "theirs", Target(to="transformers"))
+    with pytest.raises(ValueError, match=r"a weight of size 100000 does not fit torch\.float16"):
+        convert(tmp_path / "theirs", tmp_path / "half", Target(dtype="float16"))
+    assert not (tmp_path / "half").exists()
+
+
 def test_tied_weights_may_be_there_once_or_twice_but_not_differ(tmp_path):
     model = model_of("paper", PAPER["sLSTM"])
     save_pretrained(model, tmp_path / "theirs", Target(to="xlstm"))
@@ -191,11 +201,12 @@ def test_a_final_norm_with_a_bias_goes_where_there_is_one(tmp_path):
 @pytest.mark.parametrize(
     ("target", "sentence"),
     [
-        ({"to": "gguf"}, "expected to exlstm, transformers, xlstm, xlstm-large, received 'gguf'"),
-        ({"dtype": "int8"}, "expected dtype stored, float32, bfloat16, float16, received 'int8'"),
+        ({"to": "gguf"}, "expected to= one of exlstm, transformers, xlstm, xlstm-large, received 'gguf'"),
+        ({"dtype": "int8"}, "expected dtype= one of stored, float32, bfloat16, float16, received 'int8'"),
         ({"weight_mode": "fused"}, "weight_mode= is for the layouts transformers, xlstm-large"),
         ({"to": "transformers", "slstm_backend": "cuda"}, "slstm_backend= is for the layouts xlstm"),
         ({"shard": 0.0}, "shard= above 0"),
+        ({"shard": float("inf")}, "shard= above 0"),
     ],
 )
 def test_a_target_that_is_none_is_refused(tmp_path, target, sentence):

@@ -1,9 +1,7 @@
 """Models of other layouts in, and ours out."""
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,9 +12,10 @@ from torch import Tensor
 
 from exlstm.console import notes
 from exlstm.interop.weights import large, paper
+from exlstm.interop.weights.directory import copy_companions, require_free, whole
 from exlstm.interop.weights.fields import read_config_file
 from exlstm.interop.weights.layout import check_ours, in_files, to_ours, to_theirs
-from exlstm.interop.weights.licence import FILES, licence_of
+from exlstm.interop.weights.licence import licence_of
 from exlstm.interop.weights.target import Layout, Target
 from exlstm.models import LanguageModel, LanguageModelConfig, read_config
 from exlstm.models.config import config_from_dict
@@ -25,8 +24,6 @@ from exlstm.models.weight_files import Planned, WeightFiles, write_weights
 
 AS_OURS = Target()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What comes along: licences, and what makes text of tokens.
-_COMPANIONS = (*FILES, "tokenizer*", "special_tokens_map.json", "generation_config.json")
 
 
 class Opened(NamedTuple):
@@ -119,8 +116,7 @@ def save_pretrained(model: LanguageModel, dest: str | Path, target: Target) -> P
 def _check(dest: Path, target: Target) -> None:
     """Raise ValueError if the target is none, or something is there already."""
     target.check()
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"{dest} is there already; give a directory that does not exist yet or is empty")
+    require_free(dest)
 
 
 def _write(
@@ -133,19 +129,11 @@ def _write(
 ) -> Path:
     dtype = _DTYPES.get(target.dtype)
     name, text, made = _as_layout(config, {n: _cast(x, dtype) for n, x in tensors.items()}, target)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    new = dest.parent / f".{dest.name}.{os.getpid()}.new"
-    new.mkdir()
-    try:
+    with whole(dest) as new:
         write_weights(new, made, shard=int(target.shard * 10**9), numbered=target.to == "xlstm-large")
         if companions is not None:
-            for path in sorted({path for pattern in _COMPANIONS for path in companions.glob(pattern)}):
-                if path.is_file():
-                    shutil.copyfile(path, new / path.name)
+            copy_companions(companions, new)
         (new / name).write_text(text, encoding="utf-8")
-        new.replace(dest)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return dest
 
 
@@ -194,4 +182,9 @@ def _cast(planned: Planned, dtype: torch.dtype | None) -> Planned:
 
 
 def _made_as(planned: Planned, dtype: torch.dtype) -> Tensor:
-    return planned.make().to(dtype)
+    tensor = planned.make()
+    cast = tensor.to(dtype)
+    if not torch.equal(cast.isfinite(), tensor.isfinite()):
+        largest = float(tensor[tensor.isfinite()].abs().max())
+        raise ValueError(f"a weight of size {largest:g} does not fit {dtype}; choose bfloat16, float32 or stored")
+    return cast

@@ -99,7 +99,7 @@ def to_ours(table: Table, theirs: Mapping[str, Planned], where: Path) -> dict[st
         sources = [theirs[name] for name in names]
         planned = _planned(sources, each.map.forth, [own[n] for n in each.ours])
         if each.map.settles_dtype:
-            planned = [_now(narrowed(each.make(), usual.dtype)) for each in planned]
+            planned = [_now(narrowed(x.make(), usual.dtype)) for x in planned]
         made |= zip(each.ours, planned, strict=True)
     return {name: made[name] for name in own}
 
@@ -112,7 +112,7 @@ def to_theirs(table: Table, ours: Mapping[str, Planned]) -> dict[str, Planned]:
         shapes = each.map.back([own[n] for n in each.ours])
         planned = _planned([ours[n] for n in each.ours], each.map.back, shapes)
         if each.map.settles_dtype:
-            planned = [_now(each.make()) for each in planned]
+            planned = [_now(x.make()) for x in planned]
         made |= zip(each.theirs, planned, strict=True)
     return made
 

@@ -1,4 +1,6 @@
-"""How tensors of one layout become those of another. Each way undoes the other bit for bit.
+"""How tensors of one layout become those of another.
+
+From ours to theirs and back are the same bits. So are theirs to ours and back, save for what `RESIDUAL` rounds away.
 
 The ways back also work without numbers, for the sake of shapes. Of tensors on the device "meta" they must not compute
 anything: torch would load a second's worth of modules first.

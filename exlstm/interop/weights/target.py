@@ -1,5 +1,6 @@
 """What a model is written as."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal, get_args, get_type_hints
 
@@ -31,12 +32,12 @@ class Target:
         for name, hint in get_type_hints(Target).items():
             value, choices = getattr(self, name), get_args(hint)
             if choices and value not in choices:
-                raise ValueError(f"expected {name} {', '.join(choices)}, received {value!r}")
+                raise ValueError(f"expected {name}= one of {', '.join(choices)}, received {value!r}")
         usual = {field.name: field.default for field in fields(Target)}
         for name, layouts in (("weight_mode", ("transformers", "xlstm-large")), ("slstm_backend", ("xlstm",))):
             if getattr(self, name) != usual[name] and self.to not in layouts:
                 raise ValueError(
                     f"{name}= is for the layouts {', '.join(layouts)}, received it with {self.to}; leave it out"
                 )
-        if not self.shard > 0:
+        if not 0 < self.shard < math.inf:
             raise ValueError(f"expected shard= above 0 gigabytes, received {self.shard}")
