@@ -1,7 +1,6 @@
 """TiRex's published weights: `model.ckpt` becomes a `TirexForecaster`."""
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple
@@ -12,16 +11,16 @@ from torch import Tensor
 
 from exlstm.console import notes
 from exlstm.interop.torch_checkpoint import description_holds, read_checkpoint
+from exlstm.interop.weights.directory import copy_companions, require_free, whole
+from exlstm.interop.weights.maps import GATES, RECURRENT, RESIDUAL, SAME, Map, gate_bias, joined
 from exlstm.models.forecast_network import LEVELS
 from exlstm.models.saving import CONFIG, build, fill
 from exlstm.models.tirex import TirexConfig, TirexForecaster
-from exlstm.models.weight_files import Stored, differences
+from exlstm.models.weight_files import Stored, differences, printable
 
 LICENCE = (
     "NXAI Community License, which has terms of its own for commercial use: see the LICENSE that came with the weights"
 )
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
-"""Names of the files that say more."""
 FILE = "model.ckpt"
 _PREFIX = "block_stack."
 
@@ -50,7 +49,8 @@ def convert(source: str | Path, dest: str | Path) -> Path:
 
     Args:
         source: as `load` takes it.
-        dest: a folder that does not exist or is empty; licences beside the checkpoint are copied to it.
+        dest: a folder that does not exist or is empty; it is there only when it is whole. Licences beside the
+            checkpoint are copied to it.
 
     Returns:
         the folder written.
@@ -58,20 +58,19 @@ def convert(source: str | Path, dest: str | Path) -> Path:
     Raises:
         ValueError: as `load`, or `dest` is taken.
     """
-    dest = Path(dest)
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise ValueError(f"{dest} is there already; give a directory that does not exist yet or is empty")
-    load(source).save_pretrained(dest)
-    folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    for path in sorted({path for pattern in LICENCES for path in folder.glob(pattern) if path.is_file()}):
-        shutil.copyfile(path, dest / path.name)
+    source, dest = Path(source), Path(dest)
+    require_free(dest)
+    model = load(source)
+    with whole(dest) as new:
+        copy_companions(source if source.is_dir() else source.parent, new)
+        model.save_pretrained(new)
     return dest
 
 
 def say_licence(model: TirexForecaster) -> None:
     """Print what is known of the licence of the weights."""
     if model.config.licence:
-        notes().print(f"licence of the weights: {model.config.licence}")
+        notes().print(f"licence of the weights: {printable(model.config.licence)}", markup=False)
 
 
 def _file(path: str | Path) -> Path:
@@ -100,7 +99,8 @@ def _from_checkpoint(path: Path, device: torch.device | str) -> TirexForecaster:
 
     def read(name: str) -> Tensor:
         source = sources[name]
-        return source.make(*(tensors[needed].float() for needed in source.needs))
+        (made,) = source.map.forth([tensors[needed].float() for needed in source.needs])
+        return made
 
     fill(model, read, device)
     return model.to(device).eval()
@@ -113,7 +113,7 @@ def _tensors(state_dict: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path} has {shortened(name)} in its state_dict, which is no tensor")
         name = name.removeprefix(_PREFIX)
         if name in tensors:
-            raise ValueError(f"{path} has {name} twice, with and without {_PREFIX}")
+            raise ValueError(f"{path} has {printable(name)} twice, with and without {_PREFIX}")
         tensors[name] = value
     return tensors
 
@@ -137,8 +137,9 @@ def _config(values: Mapping[str, Any], proj_up: Tensor | None, path: Path) -> Ti
         raise ValueError(f"{path} reads patches of {patch} steps and gives {whole('output_patch_size')}; expected one")
     if not _are_levels(values.get("quantiles")):
         raise ValueError(f"{path} has quantiles {shortened(values.get('quantiles'))}; expected {list(LEVELS)}")
-    if unused := sorted(str(name)[:40] for name in {*values} - {*_KNOWN} | {*blocks} - {*_KNOWN_OF_BLOCKS}):
-        notes().print(f"hyperparameters not used: {', '.join(unused[:8])}{' ...' if len(unused) > 8 else ''}")
+    if unused := sorted(printable(str(n), 40) for n in {*values} - {*_KNOWN} | {*blocks} - {*_KNOWN_OF_BLOCKS}):
+        shown = f"{', '.join(unused[:8])}{' ...' if len(unused) > 8 else ''}"
+        notes().print(f"hyperparameters not used: {shown}", markup=False)
     try:
         return TirexConfig(
             width=whole("embedding_dim"),
@@ -165,13 +166,13 @@ class _Source(NamedTuple):
 
     needs: dict[str, tuple[int, ...]]
     """Published names and shapes."""
-    make: Callable[..., Tensor]
+    map: Map = SAME
 
 
 def _sources(config: TirexConfig) -> dict[str, _Source]:
     """For every tensor of a TirexForecaster, the published ones that it is made of."""
     c, steps = config, len(LEVELS) * config.patch
-    sources = {"backbone.norm.weight": _Source({"out_norm.weight": (c.width,)}, torch.clone)}
+    sources = {"backbone.norm.weight": _Source({"out_norm.weight": (c.width,)})}
     for ours, theirs, inputs, outputs in (
         ("embed", "input_patch_embedding", 2 * c.patch, c.width),
         ("head", "output_patch_embedding", c.width, steps),
@@ -181,8 +182,8 @@ def _sources(config: TirexConfig) -> dict[str, _Source]:
             ("network.0", "hidden_layer", inputs, c.hidden),
             ("network.2", "output_layer", c.hidden, outputs),
         ):
-            sources[f"{ours}.{part}.weight"] = _Source({f"{theirs}.{name}.weight": (o, i)}, torch.clone)
-            sources[f"{ours}.{part}.bias"] = _Source({f"{theirs}.{name}.bias": (o,)}, torch.clone)
+            sources[f"{ours}.{part}.weight"] = _Source({f"{theirs}.{name}.weight": (o, i)})
+            sources[f"{ours}.{part}.bias"] = _Source({f"{theirs}.{name}.bias": (o,)})
     for n in range(c.blocks):
         sources |= {f"backbone.blocks.{n}.{name}": source for name, source in _of_block(c, f"blocks.{n}.").items()}
     return sources
@@ -191,28 +192,17 @@ def _sources(config: TirexConfig) -> dict[str, _Source]:
 def _of_block(c: TirexConfig, at: str) -> dict[str, _Source]:
     d, up = c.width // c.heads, c.feed_forward
     layer, cell, gate = f"{at}slstm_layer.", f"{at}slstm_layer.slstm_cell.", (c.heads, d, d)
-
-    def gates(*weights: Tensor) -> Tensor:
-        return torch.stack(weights).transpose(-1, -2)  # [gate, head, out, in]
-
-    def recurrent(kernel: Tensor) -> Tensor:
-        return kernel.unflatten(-1, (4, d)).permute(2, 0, 1, 3)  # [head, in, gate, out]
-
-    def bias(flat: Tensor) -> Tensor:
-        return flat.unflatten(0, (c.heads, 4, d)).transpose(0, 1)  # [head, gate, d]
-
     return {
-        "mixer_norm.weight": _Source({f"{at}norm_slstm.weight": (c.width,)}, torch.clone),
+        "mixer_norm.weight": _Source({f"{at}norm_slstm.weight": (c.width,)}),
         # In our order i, f, z, o: the published layer feeds the input gate from the weight called fgate, and the
         # forget gate from the one called igate.
-        "mixer.input_weight": _Source({f"{layer}{name}gate.weight": gate for name in "fizo"}, gates),
-        "mixer.recurrent_weight": _Source({f"{cell}_recurrent_kernel_": (c.heads, d, 4 * d)}, recurrent),
-        "mixer.bias": _Source({f"{cell}_bias_": (4 * c.width,)}, bias),
-        "mixer.norm.weight": _Source({f"{layer}group_norm.weight": (c.width,)}, lambda w: 1 + w),
-        "mlp_norm.weight": _Source({f"{at}norm_ffn.weight": (c.width,)}, torch.clone),
+        "mixer.input_weight": _Source({f"{layer}{name}gate.weight": gate for name in "fizo"}, GATES),
+        "mixer.recurrent_weight": _Source({f"{cell}_recurrent_kernel_": (c.heads, d, 4 * d)}, RECURRENT["cuda"]),
+        "mixer.bias": _Source({f"{cell}_bias_": (4 * c.width,)}, gate_bias("cuda", c.heads)),
+        "mixer.norm.weight": _Source({f"{layer}group_norm.weight": (c.width,)}, RESIDUAL),
+        "mlp_norm.weight": _Source({f"{at}norm_ffn.weight": (c.width,)}),
         "mlp.gate_up.weight": _Source(
-            {f"{at}ffn.{name}.weight": (up, c.width) for name in ("proj_up_gate", "proj_up")},
-            lambda *weights: torch.cat(weights),
+            {f"{at}ffn.{name}.weight": (up, c.width) for name in ("proj_up_gate", "proj_up")}, joined(up, up)
         ),
-        "mlp.down.weight": _Source({f"{at}ffn.proj_down.weight": (c.width, up)}, torch.clone),
+        "mlp.down.weight": _Source({f"{at}ffn.proj_down.weight": (c.width, up)}),
     }

@@ -234,12 +234,21 @@ def test_a_checkpoint_is_recognised_without_being_opened(path, tmp_path):
     assert not tirex.is_tirex(tmp_path / "other.pt")
 
 
+def test_a_conversion_that_fails_midway_leaves_nothing(path, tmp_path, monkeypatch):
+    from exlstm.models import saving
+
+    monkeypatch.setattr(saving.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        tirex.convert(path, tmp_path / "tirex")
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
 def test_other_precisions_and_entries_that_change_nothing_are_taken(path, tmp_path, capsys):
     weights = random_weights(SMALL)
     half = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
-    hyper = hyper_parameters(SMALL) | {"dropout": 0.1}
+    hyper = hyper_parameters(SMALL) | {"dropout": 0.1, "[/b]\x1b": 1}
     taken = tirex.load(write(path, state_dict=half, hyper_parameters=hyper, epoch=3))
-    assert "hyperparameters not used: dropout" in capsys.readouterr().err
+    assert "hyperparameters not used: [/b]?, dropout" in capsys.readouterr().err
     exact = tirex.load(write(tmp_path / "exact.ckpt", state_dict={n: w.float() for n, w in half.items()}))
     assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), exact.parameters(), strict=True))
     path.unlink()  # the model does not live in the file's memory
