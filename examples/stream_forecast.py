@@ -14,6 +14,7 @@ import calendar
 import csv
 import json
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,14 +63,18 @@ def main() -> None:
     horizon, patch, history = options.horizon or model["horizon"], model["patch"], model["history"]
     ahead = -(-horizon // patch)  # patches
     known = rows[-history:]
-    step = rows[-1][0] - rows[-2][0]
+    if len(steps := {after - before for (before, _), (after, _) in pairwise(rows)}) != 1:
+        raise SystemExit(
+            f"expected two rows or more, all the same time apart; {options.file} has {len(steps)} intervals"
+        )
+    (step,) = steps
     times = [known[-1][0] + n * step for n in range(1 - history, ahead * patch + 1)]
     y = np.full(history, np.nan, np.float32)
     y[history - len(known) :] = [value for _, value in known]
-    steps = np.arange(-history, ahead * patch)
+    place = np.arange(-history, ahead * patch)
     window = {
         "y": y[None],
-        "inside": ((steps >= -len(rows)) & (steps < horizon))[None],
+        "inside": ((place >= -len(rows)) & (place < horizon))[None],
         "phase": np.array([[phase(cycle, time) for cycle in model["cycles"]] for time in times], np.float32)[None],
     }
     prepare, chunk, go_on = graphs["prepare"], graphs["chunk"], graphs["step"]

@@ -68,10 +68,17 @@ def main() -> None:
         import tokenizers
 
         subwords = tokenizers.Tokenizer.from_file(str(options.folder / "tokenizer.json"))
+        subwords.encode_special_tokens = True  # a prompt may speak of "<bos>" without beginning there
+        waiting: list[int] = []
         prompt = subwords.encode(options.prompt, add_special_tokens=False).ids
 
         def decode(token: int) -> str:
-            return subwords.decode([token])
+            waiting.append(token)
+            text = subwords.decode(waiting)
+            if text.endswith("\ufffd") and len(waiting) < 4:  # bytes of a character whose others are still to come
+                return ""
+            waiting.clear()
+            return text
 
     chunk = Graph(options.folder, about["graphs"]["chunk"])
     tokens = np.array([[model["begin"], *prompt]], np.int64)
