@@ -36,6 +36,8 @@ class BagLinear(nn.Module):
 
     def forward(self, bags: Bags) -> Tensor:
         weights = self.entries(bags)
+        if torch.compiler.is_exporting():  # a trace of embedding_bag does not take a batch of one
+            return (weights[:, None] @ self.weight[bags.buckets])[:, 0] + self.bias
         return F.embedding_bag(bags.buckets, self.weight, per_sample_weights=weights, mode="sum") + self.bias
 
     def entries(self, bags: Bags) -> Tensor:
