@@ -92,10 +92,15 @@ def test_nan_is_no_agreement():
 
 
 def test_a_model_stays_in_training_and_an_export_replaces_another(tmp_path):
-    model = language_model("m").train()
+    model = language_model("m", dropout=0.5).train()
+    model.head.eval()
     (tmp_path / "graph.json").write_text("old")
-    export(model, tmp_path, "torch-export")
+    exported = export(model, tmp_path, "torch-export")
+    x = tokens(model, 2, 3)
+    assert stream(exported.graphs["chunk"], exported.session("chunk"), [[x]]).largest <= BOUND  # without dropout
     assert model.training
+    assert model.dropout.training
+    assert not model.head.training
     assert json.loads((tmp_path / "graph.json").read_text())["weights"] == "full"
 
 
@@ -106,9 +111,9 @@ def test_a_model_stays_in_training_and_an_export_replaces_another(tmp_path):
             lambda: language_model("m"),
             "tflite",
             "full",
-            "expected to one of 'onnx', 'openvino', 'torch-export', received",
+            "expected to= one of 'onnx', 'openvino', 'torch-export', received",
         ),
-        (lambda: language_model("m"), "onnx", "int4", "expected weights 'full' or 'int8', received 'int4'"),
+        (lambda: language_model("m"), "onnx", "int4", "expected weights= 'full' or 'int8', received 'int4'"),
         (lambda: language_model("m"), "torch-export", "int8", "needs to='onnx' or to='openvino'"),
         (lambda: language_model("m").bfloat16(), "torch-export", "full", "expected a model in float32 on the CPU"),
         (
@@ -122,5 +127,7 @@ def test_a_model_stays_in_training_and_an_export_replaces_another(tmp_path):
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_sentence(make, to, weights, sentence, tmp_path):
+    (tmp_path / "graph.json").write_text("of an export before")
     with pytest.raises(ValueError, match=sentence):
         export(make(), tmp_path, to, weights=weights)
+    assert (tmp_path / "graph.json").read_text() == "of an export before"

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from exlstm.interop.export.graph import Graph
+from exlstm.interop.export.packages import check_packages
 
 To = Literal["onnx", "openvino", "torch-export"]
 Weights = Literal["full", "int8"]
@@ -19,14 +20,29 @@ class Session(Protocol):
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
-def write(graph: Graph, folder: Path, to: To, *, weights: Weights = "full") -> Path:
-    """Write a graph into a folder; the file, named after the graph.
+def require(to: To, weights: Weights) -> None:
+    """Find the format and its packages, before the work of an export.
 
     Raises:
         ValueError: format or weights are none of those there are, do not go together, or a package is not installed.
     """
+    _module(to)
     if weights not in get_args(Weights):
-        raise ValueError(f"expected weights 'full' or 'int8', received {weights!r}")
+        raise ValueError(f"expected weights= 'full' or 'int8', received {weights!r}")
+    if to == "torch-export" and weights == "int8":
+        raise ValueError(
+            "weights='int8' needs to='onnx' or to='openvino'; a torch.export program holds weights as the model does"
+        )
+    check_packages(to, weights)
+
+
+def write(graph: Graph, folder: Path, to: To, *, weights: Weights = "full") -> Path:
+    """Write a graph into a folder; the file, named after the graph.
+
+    Raises:
+        ValueError: as `require`.
+    """
+    require(to, weights)
     module = _module(to)
     path = folder / f"{graph.name}{module.SUFFIX}"
     module.write(graph, path, int8=weights == "int8")
@@ -45,5 +61,5 @@ def load(path: Path, graph: Graph, to: To, *, threads: int | None = None) -> Ses
 def _module(to: str) -> Any:
     modules = {"onnx": "to_onnx", "openvino": "to_openvino", "torch-export": "to_torch"}
     if to not in modules:
-        raise ValueError(f"expected to one of {', '.join(map(repr, modules))}, received {to!r}")
+        raise ValueError(f"expected to= one of {', '.join(map(repr, modules))}, received {to!r}")
     return import_module(f"exlstm.interop.export.{modules[to]}")

@@ -1,6 +1,7 @@
 """A model as a function of tensors, with a name for everything that goes in and comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +85,19 @@ class Graph:
         """The tensors of a state that holds nothing: zeros, in every kind of layer."""
         return [tensor.new_zeros(batch, *tensor.shape[1:]) for tensor in leaves(self.state)]
 
+    @property
+    def axes(self) -> list[str]:
+        """The names of all axes of any length."""
+        return [*dict.fromkeys(axis.name for port in self.inputs for axis in port.shape if isinstance(axis, Axis))]
+
     def example(self) -> list[Tensor]:
-        """Inputs of some size, for a trace: what they hold does not matter to it."""
-        return [torch.zeros([_length(size) for size in port.shape], dtype=port.dtype) for port in self.inputs]
+        """Inputs for a trace, to which it does not matter what they hold.
+
+        No axis is 1 long, which torch would take for a constant, and each has a number of its own.
+        """
+        of = {name: 3 + 2 * place for place, name in enumerate(self.axes)}
+        shapes = [[s.length(of[s.name]) if isinstance(s, Axis) else s for s in port.shape] for port in self.inputs]
+        return [torch.zeros(shape, dtype=port.dtype) for shape, port in zip(shapes, self.inputs, strict=True)]
 
     def describe(self) -> dict[str, Any]:
         """For graph.json."""
@@ -101,7 +112,7 @@ class Graph:
 
 def trace(graph: Graph) -> torch.export.ExportedProgram:
     """The graph as torch sees it, for a batch of any size and axes of any length."""
-    dims = {a.name: torch.export.Dim(a.name, min=1) for port in graph.inputs for a in port.shape if isinstance(a, Axis)}
+    dims = {name: torch.export.Dim(name, min=1) for name in graph.axes}
 
     def of(axis: Axis) -> Any:
         dim = dims[axis.name]
@@ -109,9 +120,9 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
         return dim + axis.before if axis.before else dim
 
     shapes = tuple({n: of(a) for n, a in enumerate(port.shape) if isinstance(a, Axis)} for port in graph.inputs)
-    with torch.no_grad(), stand_ins(FORMS):
+    with torch.no_grad(), evaluating(graph.module), stand_ins(FORMS):
         program = torch.export.export(
-            graph.module.eval(), tuple(graph.example()), dynamic_shapes={"inputs": shapes}, strict=False
+            graph.module, tuple(graph.example()), dynamic_shapes={"inputs": shapes}, strict=False
         )
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
@@ -121,13 +132,20 @@ def trace(graph: Graph) -> torch.export.ExportedProgram:
 
 def piece(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the model itself makes of a graph's inputs, by the fastest backends there are."""
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         return [*module(*inputs)]
 
 
-def _length(size: Size) -> int:
-    """Lengths for a trace. Not 1, which torch would take for a constant; of no two axes the same."""
-    return size if isinstance(size, int) else size.length(3 if size == BATCH else 5)
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation within, and afterwards every part as it was."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _without_name(port: Port) -> dict[str, Any]:

@@ -24,13 +24,7 @@ THIN = 64
 
 
 def write(graph: Graph, path: Path, *, int8: bool = False) -> None:
-    """Write a graph; with `int8`, matrices are quantised, and what they multiply is, as it comes (dynamically).
-
-    Raises:
-        ValueError: a package is not installed.
-    """
-    for name in ("onnx", "onnxscript", *(["onnxruntime"] if int8 else [])):
-        package(name)
+    """Write a graph; with `int8`, matrices are quantised, and what they multiply is, as it comes (dynamically)."""
     with quiet(), torch.no_grad():
         program = convert(graph)
         if not int8:

@@ -17,12 +17,7 @@ SUFFIX = ".xml"
 
 
 def write(graph: Graph, path: Path, *, int8: bool = False) -> None:
-    """Write a graph as .xml and, beside it, its weights as .bin; with `int8`, matrices are compressed by nncf.
-
-    Raises:
-        ValueError: a package is not installed.
-    """
-    package("openvino")  # before the work of a trace
+    """Write a graph as .xml and, beside it, its weights as .bin; with `int8`, matrices are compressed by nncf."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "graph.onnx"
         to_onnx.write(graph, source)

@@ -13,15 +13,8 @@ SUFFIX = ".pt2"
 
 
 def write(graph: Graph, path: Path, *, int8: bool = False) -> None:
-    """Write a graph.
-
-    Raises:
-        ValueError: `int8`, which torch.export has no form of.
-    """
-    if int8:
-        raise ValueError(
-            "weights='int8' needs to='onnx' or to='openvino'; a torch.export program holds weights as the model does"
-        )
+    """Write a graph, with full weights."""
+    assert not int8, "`formats.require` refuses it"
     with quiet():
         torch.export.save(trace(graph), path)
 
@@ -31,7 +24,7 @@ class Session:
 
     def __init__(self, path: Path, graph: Graph, *, threads: int | None = None) -> None:
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(threads)  # of the whole process: torch has no other number
         with quiet():
             self._run = torch.export.load(path).module()
         self._inputs, self._outputs = ([port.name for port in ports] for ports in (graph.inputs, graph.outputs))

@@ -12,8 +12,8 @@ import torch
 from exlstm import __version__
 from exlstm.interop.export.classify import classifier_facts, classifier_graphs
 from exlstm.interop.export.forecast import forecast_facts, forecast_graphs
-from exlstm.interop.export.formats import Session, To, Weights, load, write
-from exlstm.interop.export.graph import Graph
+from exlstm.interop.export.formats import Session, To, Weights, load, require, write
+from exlstm.interop.export.graph import Graph, evaluating
 from exlstm.interop.export.language import language_facts, language_graphs
 from exlstm.layers import Classic
 from exlstm.models import Classifier, Forecaster, LanguageModel, Pretrained
@@ -51,13 +51,12 @@ def export(
     Raises:
         ValueError: the model or an argument is none of these, or a package is not installed.
     """
+    require(to, weights)
     graphs, facts = graphs_of(model), facts_of(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)  # without it the folder is no export: it comes last
-    training = model.training
     files = {graph.name: write(graph, folder, to, weights=weights) for graph in graphs}
-    model.train(training)
     for file in copy:
         shutil.copyfile(file, folder / file.name)
     about = {
@@ -86,12 +85,10 @@ def graphs_of(model: Pretrained) -> list[Graph]:
         raise ValueError(f"expected a model in float32 on the CPU, received weights in {listed}; use .float().cpu()")
     if any(isinstance(layer, Classic) for layer in model.modules()):
         raise ValueError(
-            "models with blocks of LSTM or GRU cannot be exported, for a trace of torch's fixes the length of a piece; "
+            "models with blocks of LSTM or GRU cannot be exported, as torch traces them for pieces of one length; "
             "use patterns of m, s, h and a"
         )
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         match model:
             case LanguageModel():
                 return language_graphs(model)
@@ -99,8 +96,6 @@ def graphs_of(model: Pretrained) -> list[Graph]:
                 return forecast_graphs(model)
             case Classifier():
                 return classifier_graphs(model)
-    finally:
-        model.train(training)
     raise ValueError(f"language models, forecasters and classifiers can be exported, received a {type(model).__name__}")
 
 
