@@ -16,16 +16,17 @@ Form = Literal["auto", "dense", "sparse"]
 class Node(NamedTuple):
     """The N nodes of one level; sums are scaled by exp(-m)."""
 
-    # Matrix memories, sums of weight key value^T; None where a node's steps are fewer numbers.
+    # Matrix memories, sums of weight key value^T, and normalisers, sums of weight key; None where a node's steps are
+    # fewer numbers.
     C: Tensor | None  # [B, H, N, DK, DV]
-    n: Tensor  # [B, H, N, DK] normalisers: sums of weight key
+    n: Tensor | None  # [B, H, N, DK]
     s: Tensor  # [B, H, N, DK] sums of weight summary
     w: Tensor  # [B, H, N] sums of weights
     m: Tensor  # [B, H, N] the largest log weight; -inf in a node that holds nothing
 
-    def summary(self, place: Tensor) -> Tensor:
-        """What the nodes at `place` [B, H, T, K] are found by [B, H, T, K, DK]: the mean of their steps', by weight."""
-        return _at(self.s, place) / _at(self.w, place).clamp(min=EPS)[..., None].to(self.s.dtype)
+    def summaries(self) -> Tensor:
+        """What the nodes are found by [B, H, N, DK]: the mean of their steps', by weight."""
+        return self.s / self.w.clamp(min=EPS)[..., None].to(self.s.dtype)
 
 
 class Stored(NamedTuple):
@@ -45,40 +46,37 @@ def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int, *, attend: bo
     short = -k.shape[2] % leaf
     k, v, s = (F.pad(x, (0, 0, 0, short)) for x in (k, v, s))
     log = F.pad(log, (0, short), value=-math.inf)
-    levels = [leaves(k, s, log, leaf)]
+    levels = [leaves(s, log, leaf)]
     if not attend:
-        levels[0] = levels[0]._replace(C=_matrices(k, v, log, levels[0].m, leaf))
+        levels[0] = _with_matrices(levels[0], k, v, log, leaf)
     while levels[-1].m.shape[-1] > 1:
         above = joined(levels[-1])
-        if above.C is None:
-            above = above._replace(C=_matrices(k, v, log, above.m, leaf << len(levels)))
-        levels.append(above)
+        levels.append(above if above.C is not None else _with_matrices(above, k, v, log, leaf << len(levels)))
     several = [(node.m[:, 0] > -math.inf).sum(-1) > 1 for node in levels]
     return Stored(k, v, log, tuple(levels), leaf, attend, 1 + torch.stack(several).sum(0))
 
 
-def leaves(k: Tensor, s: Tensor, log: Tensor, leaf: int) -> Node:
-    """The leaves of keys and summaries [B, H, S, D], with log weights [B, H, S]; without matrices."""
-    k, s, log = (x.unflatten(2, (-1, leaf)) for x in (k, s, log))  # [B, H, N, leaf, ...]
+def leaves(s: Tensor, log: Tensor, leaf: int) -> Node:
+    """The leaves of summaries [B, H, S, D], with log weights [B, H, S]; without matrices."""
+    s, log = (x.unflatten(2, (-1, leaf)) for x in (s, log))  # [B, H, N, leaf, ...]
     m = log.amax(-1)
     weight = _exp(log, m[..., None])
-    scale = weight[..., None].to(k.dtype)
-    return Node(None, (scale * k).sum(-2), (scale * s).sum(-2), weight.sum(-1), m)
+    return Node(None, None, (weight[..., None].to(s.dtype) * s).sum(-2), weight.sum(-1), m)
 
 
-def _matrices(k: Tensor, v: Tensor, log: Tensor, m: Tensor, size: int) -> Tensor | None:
-    """The matrix memories of a level's nodes of `size` steps; None if their keys and values are no more numbers."""
-    dk, dv = k.shape[-1], v.shape[-1]
+def _with_matrices(node: Node, k: Tensor, v: Tensor, log: Tensor, size: int) -> Node:
+    """The nodes of `size` steps with their matrix memories, if their keys and values are not fewer numbers."""
+    count, dk, dv = node.m.shape[-1], k.shape[-1], v.shape[-1]
     if size * (dk + dv) <= dk * dv:
-        return None
-    weighted = _exp(log, _of_steps(m, size, k.shape[2]))[..., None].to(k.dtype) * k
-    weighted, v = (_by_node(x, m.shape[-1], size) for x in (weighted, v))
-    return weighted.transpose(-1, -2) @ v
+        return node
+    weighted = _exp(log, _of_steps(node.m, size, k.shape[2]))[..., None].to(k.dtype) * k
+    weighted, v = (_by_node(x, count, size) for x in (weighted, v))
+    return node._replace(C=weighted.transpose(-1, -2) @ v, n=weighted.sum(-2))
 
 
 def _of_steps(x: Tensor, size: int, steps: int) -> Tensor:
     """Of every step what its node has: x [..., N] to [..., S]."""
-    return x[..., torch.arange(steps, device=x.device) // size]
+    return x[..., None].expand(*x.shape, size).flatten(-2)[..., :steps]
 
 
 def _by_node(x: Tensor, count: int, size: int, dim: int = 2) -> Tensor:
@@ -98,8 +96,8 @@ def joined(below: Node) -> Node:
     def both(x: Tensor) -> Tensor:
         return (weight.view(*weight.shape, *[1] * (x.dim() - 3)).to(x.dtype) * _by_node(x, weight.shape[2], 2)).sum(3)
 
-    C = None if below.C is None else both(below.C)
-    return Node(C, both(below.n), both(below.s), both(below.w), top)
+    C, n = (None if x is None else both(x) for x in (below.C, below.n))
+    return Node(C, n, both(below.s), both(below.w), top)
 
 
 def read(
@@ -133,7 +131,7 @@ def read(
     tops = torch.arange(len(stored.levels), device=q.device).clamp(max=level.shape[-1] - 1)
     above = torch.arange(len(stored.levels), device=q.device) >= stored.depth[:, None, None, None]
     mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
-    kept = _descend(stored, u * dk**-0.5, keep)
+    kept = _descend(stored, u * dk**-0.5, keep, form)
     h, steps = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
     if not trace:
         return h, Trace(steps)
@@ -151,7 +149,7 @@ class _Kept(NamedTuple):
         return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
 
 
-def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
+def _descend(stored: Stored, u: Tensor, keep: int, form: Form) -> list[_Kept]:
     """The nodes kept at every level, from the leaves to the root."""
     found: list[_Kept] = []
     for node in reversed(stored.levels):
@@ -165,7 +163,11 @@ def _descend(stored: Stored, u: Tensor, keep: int) -> list[_Kept]:
             there = (above.weight > 0).repeat_interleave(2, -1) & (place < count)
             place = place.clamp(max=count - 1)
         there = there & (_at(node.m, place) > -math.inf)
-        scores = (node.summary(place) * u[..., None, :]).sum(-1)
+        summaries = node.summaries()
+        if form == "dense":
+            scores = (u @ summaries.transpose(-1, -2)).gather(-1, place)
+        else:
+            scores = (_at(summaries, place) * u[..., None, :]).sum(-1)
         best, order = scores.masked_fill(~there, -math.inf).topk(min(keep, place.shape[-1]))
         # Nothing there at all: all scores are -inf, and no weight is to be NaN.
         weight = best.masked_fill((best == -math.inf).all(-1, keepdim=True), 0).softmax(-1)
@@ -181,7 +183,7 @@ def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> t
             total = total + mix[..., 0, None].to(h.dtype) * h
             continue
         m = _at(node.m, place)
-        if node.C is not None:
+        if node.C is not None and node.n is not None:
             h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
             normaliser = (_at(node.n, place) * q[..., None, :]).sum(-1)
         else:

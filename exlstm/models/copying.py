@@ -5,32 +5,36 @@ memory looked. So names and numbers need not be learnt to be written, and the re
 to look.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from exlstm.layers.reading import Attended
 
 
 class Copying(nn.Module):
-    """Shares what is written between a vocabulary and a source: log p = log((1 - c) p_vocabulary + c p_source).
+    """Shares what is written between a vocabulary and a source: log p = log(c_0 p_vocabulary + sum_h c_h p_h).
 
-    c = sigmoid(gate(y)), and p_source is the attention to the tokens of the source, summed where they are the same
-    token, the mean of all heads.
+    c = softmax(gate(y)), and p_h is the attention of head h to the tokens of the source, summed where they are the same
+    token. So one head can point at what is to be copied while the others read what else is of use.
 
     Args:
         width: of what is written from, y.
+        heads: of the attention.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, 1)
+        self.gate = nn.Linear(width, 1 + heads)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """An eighth is copied at first."""
+        """An eighth is copied at first, evenly by all heads."""
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, -2.0)
+        with torch.no_grad():
+            self.gate.bias[0] = 2.0
+            self.gate.bias[1:] = -math.log(len(self.gate.bias) - 1)
 
     def forward(self, logits: Tensor, y: Tensor, attended: Attended, source: Tensor) -> Tensor:
         """The log probabilities of the next token.
@@ -44,27 +48,28 @@ class Copying(nn.Module):
         Returns:
             [B, T, V], at least float32.
         """
-        log_own, log_copied = self._shares(y)
-        weight = attended.weight.to(log_own.dtype)
+        own, by_head = self._shares(y)
+        weight = by_head * attended.weight.to(by_head.dtype)
         copied = weight.new_zeros(*logits.shape)
         for head in range(weight.shape[1]):
             at = attended.of(source)
             at = at[:, head if at.shape[1] > 1 else 0].expand(weight[:, head].shape)
-            copied.scatter_add_(-1, at, weight[:, head] / weight.shape[1])
-        return torch.logaddexp(log_own + logits.to(log_own.dtype).log_softmax(-1), log_copied + _log(copied))
+            copied.scatter_add_(-1, at, weight[:, head])
+        return torch.logaddexp(own[..., None] + logits.to(own.dtype).log_softmax(-1), _log(copied))
 
     def of_labels(self, y: Tensor, attended: Attended, source: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The log of the share left to the vocabulary, and of the copies' share times the probability they give to
         `labels` int64 [B, T]; both [B, T]."""
-        log_own, log_copied = self._shares(y)
+        own, by_head = self._shares(y)
         hits = attended.of(source) == labels[:, None, :, None]
-        copied = (attended.weight.to(log_own.dtype) * hits).sum(-1).mean(1)
-        return log_own[..., 0], log_copied[..., 0] + _log(copied)
+        copied = by_head * (attended.weight.to(by_head.dtype) * hits)
+        return own, _log(copied.sum((1, -1)))
 
     def _shares(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The log of the vocabulary's share [B, T], and the share of each head [B, H, T, 1]."""
         gate = self.gate(y)
-        gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
-        return F.logsigmoid(-gate), F.logsigmoid(gate)
+        log = gate.to(torch.promote_types(gate.dtype, torch.float32)).log_softmax(-1)
+        return log[..., 0], log[..., 1:].exp().transpose(1, 2)[..., None]
 
 
 def _log(probability: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """Encode, store, retrieve: a source is read, written to a memory, and read from it while a target is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from exlstm.layers import AttentionReader, AttentionWriter, MemoryReader, MemoryWriter
-from exlstm.layers.block import Block, Style
+from exlstm.layers.block import Block, BlockOptions, Style
 from exlstm.layers.init import small_init_
 from exlstm.layers.norm import LayerNorm, RMSNorm
 from exlstm.layers.reading import Trace
@@ -56,6 +57,9 @@ class Seq2SeqConfig:
     """Levels told apart, of the tree and of hierarchical blocks."""
     window: int = 256
     """Steps that attention blocks see."""
+    options: BlockOptions = field(default=BlockOptions(slstm_kernel=0))
+    """In what blocks differ from those of the style: by the default sLSTM layers have no convolution, for what stands
+    beside a token they know from both directions and from the memory."""
 
     def __post_init__(self) -> None:
         if self.memory not in ("hierarchical", "flat", "attention"):
@@ -98,13 +102,15 @@ class Seq2Seq(Pretrained):
             "dropout": c.dropout,
             "levels": c.levels,
             "window": c.window,
+            "options": c.options,
         }
         self.embedding = nn.Embedding(c.vocabulary, c.width)
         self.dropout = nn.Dropout(c.dropout)
         self.encoder = Backbone(c.encoder, c.width, c.heads, bidirectional=True, **options)
         kinds = parse_pattern(c.decoder)
         depth = len(kinds)
-        norm = LayerNorm if c.style == "paper" else RMSNorm
+        eps = {} if c.options.eps is None else {"eps": c.options.eps}
+        norm = partial(LayerNorm if c.style == "paper" else RMSNorm, **eps)
         self.writer = _writer(c)
         self.blocks = nn.ModuleList(
             Block(c.width, c.heads, kind=kind, index=index, depth=depth, **options) for index, kind in enumerate(kinds)
@@ -114,7 +120,7 @@ class Seq2Seq(Pretrained):
         self.norm = norm(c.width)
         self.head = nn.Linear(c.width, c.vocabulary, bias=False)
         self.head.weight = self.embedding.weight
-        self.copying = Copying(c.width) if c.copy and c.memory != "flat" else None
+        self.copying = Copying(c.width, c.heads) if c.copy and c.memory != "flat" else None
         small_init_(self.embedding.weight, c.width)
 
     def forward(

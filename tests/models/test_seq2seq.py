@@ -73,7 +73,7 @@ def test_one_beam_is_greedy_and_more_beams_are_no_less_likely(memory):
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6])
 def test_beams_of_a_batch_are_those_of_one_by_one(memory, length_penalty):
     model = random_model(memory)
     model.embedding.weight.data[EOS] *= 3  # some end soon, and others do not
@@ -133,11 +133,12 @@ def test_what_is_copied_is_where_the_last_read_looked(memory):
     stored = model.encode(source)
     scores, _, traces = model.decode(target, stored)
     torch.testing.assert_close(scores.logsumexp(-1), torch.zeros(2, 4, dtype=torch.float64), rtol=0, atol=1e-12)
-    torch.nn.init.constant_(model.copying.gate.bias, 1e4)  # now all is copied
+    shares = torch.tensor([0.0, 0.3, 0.7], dtype=torch.float64)  # of the vocabulary and of two heads: all is copied
+    model.copying.gate.bias.data.copy_(shares.log().clamp(min=-1e4))
     torch.nn.init.zeros_(model.copying.gate.weight)
     scores, _, traces = model.decode(target, stored)
     expected = torch.zeros(2, 4, VOCABULARY, dtype=torch.float64)
-    attended = traces[-1].steps.over(40).mean(1)
+    attended = (shares[1:, None, None] * traces[-1].steps.over(40)).sum(1)
     for step in range(40):
         expected.scatter_add_(-1, source[:, None, step, None].expand(2, 4, 1), attended[..., step, None])
     torch.testing.assert_close(scores.exp(), expected, rtol=1e-9, atol=1e-12)
