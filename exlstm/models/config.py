@@ -2,6 +2,8 @@
 
 import dataclasses
 import types
+from contextlib import suppress
+from reprlib import repr as brief
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -56,7 +58,9 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if len(each) == len(value):
             return tuple(_decode(h, v, f"{where}[{n}]") for n, (h, v) in enumerate(zip(each, value, strict=True)))
     elif hint is float and type(value) in (int, float):
-        return float(value)
+        with suppress(OverflowError):  # whole numbers of JSON may be larger than any float
+            return float(value)
     elif hint in (bool, int, str, type(None)) and type(value) is hint:
         return value
-    raise ValueError(f"{where} must be {getattr(hint, '__name__', None) if origin is None else hint}, got {value!r}")
+    expected = getattr(hint, "__name__", None) if origin is None else hint
+    raise ValueError(f"{where} must be {expected}, got {brief(value)}")

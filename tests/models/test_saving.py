@@ -151,6 +151,7 @@ def test_tensors_that_do_not_fit_are_named(saved):
         ({"width": 8.0}, r"width must be int, got 8.0"),
         ({"width": True}, r"width must be int, got True"),
         ({"style": "huge"}, "style must be"),
+        ({"dropout": 10**400}, r"dropout must be float, got 10+\.\.\.0+$"),
         ({"columns": ["a", 1]}, "columns.1. must be str, got 1"),
         ({"horizon": "3"}, "horizon must be"),
         ({"pattern": "xyz"}, "pattern must be"),
