@@ -9,8 +9,11 @@ from rich.text import Text
 
 
 def notes() -> Console:
-    """Where progress and remarks go, so that the standard output holds results alone."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Where progress and remarks go, so that the standard output holds results alone.
+
+    Text is printed as it is: names from files and the paths of folders are no markup.
+    """
+    return Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_table(

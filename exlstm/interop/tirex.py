@@ -70,7 +70,7 @@ def convert(source: str | Path, dest: str | Path) -> Path:
 def say_licence(model: TirexForecaster) -> None:
     """Print what is known of the licence of the weights."""
     if model.config.licence:
-        notes().print(f"licence of the weights: {printable(model.config.licence)}", markup=False)
+        notes().print(f"licence of the weights: {printable(model.config.licence)}")
 
 
 def _file(path: str | Path) -> Path:
@@ -139,7 +139,7 @@ def _config(values: Mapping[str, Any], proj_up: Tensor | None, path: Path) -> Ti
         raise ValueError(f"{path} has quantiles {shortened(values.get('quantiles'))}; expected {list(LEVELS)}")
     if unused := sorted(printable(str(n), 40) for n in {*values} - {*_KNOWN} | {*blocks} - {*_KNOWN_OF_BLOCKS}):
         shown = f"{', '.join(unused[:8])}{' ...' if len(unused) > 8 else ''}"
-        notes().print(f"hyperparameters not used: {shown}", markup=False)
+        notes().print(f"hyperparameters not used: {shown}")
     try:
         return TirexConfig(
             width=whole("embedding_dim"),

@@ -40,6 +40,7 @@ def predict(options: Predict, prog: str) -> int:
     """Give the model's forecasts for what follows the series of a file; the exit code."""
     from exlstm.data.series import read_series
     from exlstm.models.tirex import TirexForecaster
+    from exlstm.models.weight_files import printable
     from exlstm.tasks import forecast_data
     from exlstm.tasks.device import pick_device
 
@@ -51,7 +52,7 @@ def predict(options: Predict, prog: str) -> int:
         raise ValueError(f"expected --horizon to be at least 1, got {options.horizon}")
     model = TirexForecaster.from_pretrained(options.run, device=pick_device(options.device))
     if model.config.licence:
-        notes().print(f"licence of the weights: {model.config.licence}")
+        notes().print(f"licence of the weights: {printable(model.config.licence)}")
     data = read_series(
         options.input,
         frequency=forecast_data.parse_frequency(options.frequency),

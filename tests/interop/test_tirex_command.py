@@ -1,6 +1,8 @@
 """`exlstm predict MODEL FILE` with converted weights."""
 
 import io
+import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -43,6 +45,16 @@ def test_it_writes_a_table(place, capsys, tmp_path):
     assert run("predict", place / "tirex", place / "demand.csv", *words, "--out", tmp_path / "out.parquet") == 0
     assert "forecasts of 1 series, 5 steps each" in capsys.readouterr().out
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 5
+
+
+def test_a_licence_and_a_name_are_no_markup(place, capsys, tmp_path):
+    shutil.copytree(place / "tirex", tmp_path / "tirex")
+    config = tmp_path / "tirex" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"licence": "[/b] :cat: \x1b[2J"}))
+    table = place / "demand.csv"
+    words = ["--horizon", 5, "--time-column", "time", "--target", "load", "--frequency", "30min"]
+    assert run("predict", tmp_path / "tirex", table, *words, "--out", tmp_path / "out.csv") == 0
+    assert capsys.readouterr().err.startswith("licence of the weights: [/b] :cat: ?[2J\n")
 
 
 @pytest.mark.parametrize(

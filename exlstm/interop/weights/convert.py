@@ -58,7 +58,7 @@ def open_model(source: str | Path) -> Opened:
         paper.read(values, theirs, str(path)) if layout == "xlstm" else large.read(layout, values, theirs, str(path))
     )
     tensors = to_ours(table, theirs, files.path)
-    notes().print(licence_of(directory), markup=False)
+    notes().print(licence_of(directory))
     return Opened(table.config, tensors, directory)
 
 
