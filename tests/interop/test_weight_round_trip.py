@@ -1,6 +1,7 @@
 """Ours to theirs to ours gives the same bits; and what cannot go there is refused in one sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,6 +223,17 @@ def test_nothing_is_written_over(tmp_path):
     (tmp_path / "empty").mkdir()
     convert(tmp_path / "ours", tmp_path / "empty")
     assert_same(LanguageModel.from_pretrained(tmp_path / "empty"), LanguageModel.from_pretrained(tmp_path / "ours"))
+
+
+def test_an_empty_directory_in_use_is_filled(tmp_path, monkeypatch):
+    model_of("large", LARGE["plain"]).save_pretrained(tmp_path / "ours")
+    (tmp_path / "here").mkdir()
+    before = (tmp_path / "here").stat().st_ino
+    monkeypatch.chdir(tmp_path / "here")
+    convert("../ours", ".")
+    assert {path.name for path in Path().iterdir()} == {"config.json", "model.safetensors"}
+    assert (tmp_path / "here").stat().st_ino == before
+    assert_same(LanguageModel.from_pretrained("."), LanguageModel.from_pretrained(tmp_path / "ours"))
 
 
 def test_licence_and_tokenizer_come_along_and_the_licence_is_told(tmp_path, capfd):

@@ -20,13 +20,24 @@ def require_free(dest: Path) -> None:
 
 @contextmanager
 def whole(dest: Path) -> Iterator[Path]:
-    """A directory to write into, which becomes `dest` at the end; after an error nothing is left of it."""
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    new = dest.parent / f".{dest.name}.{os.getpid()}.new"
+    """A directory to write into, which becomes `dest` at the end; after an error nothing is left of it.
+
+    An empty directory that is there stays the one it is, for it may be the current one or a mounted one: what was
+    written is moved into it.
+    """
+    there = dest.is_dir()
+    around = dest if there else dest.parent
+    around.mkdir(parents=True, exist_ok=True)
+    new = around / f".{dest.name}.{os.getpid()}.new"
     new.mkdir()
     try:
         yield new
-        new.replace(dest)
+        if there:
+            # A directory without a config is no model: it comes last.
+            for path in sorted(new.iterdir(), key=lambda path: path.stem == "config"):
+                path.replace(dest / path.name)
+        else:
+            new.replace(dest)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
