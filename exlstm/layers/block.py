@@ -37,6 +37,10 @@ class BlockOptions:
     """Heads of sLSTM layers; None: as many as the others have."""
     slstm_kernel: int | None = None
     """Steps that the convolution of sLSTM layers spans, 0 for none; None: 4 in style "paper", 0 in "large"."""
+    slstm_dense: bool = False
+    """The gates of sLSTM layers see all channels; else those of their head."""
+    slstm_hidden: int | None = None
+    """Channels of the feed-forward parts behind sLSTM layers, 0 for none; None: as of all others."""
     slstm_eps: float | None = None
     """Of the norms of sLSTM layers; None: as of all norms."""
     forget_cap: float | None = None
@@ -55,7 +59,7 @@ class BlockOptions:
     """Bound of their gate pre-activations, in style "large"; None: 15."""
 
     def __post_init__(self) -> None:
-        least = {"hidden": 0, "slstm_kernel": 0}
+        least = {"hidden": 0, "slstm_kernel": 0, "slstm_hidden": 0}
         for field in fields(self):
             value = getattr(self, field.name)
             if type(value) is int and value < least.get(field.name, 1):
@@ -148,6 +152,7 @@ class Block(nn.Module):
                         width,
                         groups,
                         kernel=kernel,
+                        dense=options.slstm_dense,
                         forget_cap=options.forget_cap,
                         index=index,
                         depth=depth,
@@ -164,7 +169,9 @@ class Block(nn.Module):
         # Attention sees both sides by itself.
         self.mixer = Bidirectional(mixer(), mixer()) if bidirectional and kind != "a" else mixer()
         self.mlp: GatedMLP | None = None
-        hidden = round_up((1.3 if paper else 2.667) * width, 64) if options.hidden is None else options.hidden
+        hidden = options.slstm_hidden if kind == "s" and options.slstm_hidden is not None else options.hidden
+        if hidden is None:
+            hidden = round_up((1.3 if paper else 2.667) * width, 64)
         if hidden and (not paper or kind in ("s", "a")):
             activation = options.activation or ("gelu" if paper else "silu")
             self.mlp = GatedMLP(width, hidden, activation=activation, bias=options.mlp_bias, depth=depth)

@@ -21,6 +21,7 @@ class SLSTM(nn.Module):
         width: of inputs and outputs; a multiple of `heads`.
         heads: groups of cells; memory mixes within a head.
         kernel: steps the convolution before input and forget gates spans; 0 for none.
+        dense: gates see all channels of the input, as an LSTM's do; else those of their head, as in the paper.
         forget_cap: bound of the forget gates' pre-activations from above; None for none.
         index: which block of the model this is; later ones begin with longer memories.
         depth: blocks in the model.
@@ -33,6 +34,7 @@ class SLSTM(nn.Module):
         heads: int,
         *,
         kernel: int = 4,
+        dense: bool = False,
         forget_cap: float | None = None,
         index: int = 0,
         depth: int = 1,
@@ -42,8 +44,9 @@ class SLSTM(nn.Module):
         d = head_width(width, heads)
         self.index, self.depth, self.forget_cap = index, depth, forget_cap
         self.conv = CausalConv1d(width, kernel) if kernel else None
-        # Gates in the order i, f, z, o; weights map their first D to their last.
-        self.input_weight = nn.Parameter(torch.empty(4, heads, d, d))
+        # Gates in the order i, f, z, o; weights map their third axis to their last.
+        self.dense = dense
+        self.input_weight = nn.Parameter(torch.empty(4, heads, width if dense else d, d))
         self.recurrent_weight = nn.Parameter(torch.empty(4, heads, d, d))
         self.bias = nn.Parameter(torch.empty(4, heads, d))
         self.norm = MultiHeadNorm(width, eps=eps)
@@ -65,15 +68,18 @@ class SLSTM(nn.Module):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, LayerState[SLSTMState]]:
         conv_state, cell = (None, None) if state is None else check_state(state, LayerState)
-        c = x
-        if self.conv is not None:
+        if self.conv is None:
+            gates = self._gates(x, self.input_weight)
+        else:
             c, conv_state = self.conv(x, conv_state, mask=mask, reset=reset)
-            c = F.silu(c)
-        gates = torch.cat([self._gates(c, slice(0, 2)), self._gates(x, slice(2, 4))], 2) + self.bias
+            first, last = self.input_weight.split(2)
+            gates = torch.cat([self._gates(F.silu(c), first), self._gates(x, last)], 2)
+        gates = gates + self.bias.to(gates.dtype)
         h, cell = slstm(gates, self.recurrent_weight, cell, forget_cap=self.forget_cap, mask=mask, reset=reset)
         return self.norm(h), LayerState(conv_state, cell)
 
-    def _gates(self, x: Tensor, which: slice) -> Tensor:
-        """Pre-activations [B, T, gates, H, D] of some gates from `x` [B, T, width]."""
-        weight = self.input_weight[which]
-        return torch.einsum("bthd,ghde->btghe", x.unflatten(-1, weight.shape[1:3]), weight)
+    def _gates(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Pre-activations [B, T, gates, H, D] from `x` [B, T, width], without bias."""
+        if self.dense:
+            return torch.einsum("btc,ghcd->btghd", x, weight)
+        return torch.einsum("bthc,ghcd->btghd", x.unflatten(-1, weight.shape[1:3]), weight)

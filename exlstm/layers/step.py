@@ -110,9 +110,13 @@ def _(layer: SLSTM, program: Program, x: Tensor) -> tuple[Tensor, LayerState[SLS
         return weight.permute(1, 0, 3, 2).flatten(1, 2)
 
     gates = program.register(heads * 4 * width)  # [H, 4, D]
-    stride, later = 4 * width, gates[:, 2 * width :]
-    program.linear(c, matrices(layer.input_weight[:2]), out=gates, stride=stride)
-    program.linear(x, matrices(layer.input_weight[2:]), out=later, stride=stride)
+    stride, first, last = 4 * width, *layer.input_weight.split(2)
+    for source, weight, out in ((c, first, gates), (x, last, gates[:, 2 * width :])):
+        if layer.dense:
+            for head, matrix in enumerate(matrices(weight)):
+                program.linear(source, matrix, out=out[:, head * stride : head * stride + 2 * width])
+        else:
+            program.linear(source, matrices(weight), out=out, stride=stride)
     program.linear(
         cell.h.flatten(1), matrices(layer.recurrent_weight), layer.bias.transpose(0, 1), add=gates, out=gates
     )

@@ -57,9 +57,9 @@ class Seq2SeqConfig:
     """Levels told apart, of the tree and of hierarchical blocks."""
     window: int = 256
     """Steps that attention blocks see."""
-    options: BlockOptions = field(default=BlockOptions(slstm_kernel=0))
-    """In what blocks differ from those of the style: by the default sLSTM layers have no convolution, for what stands
-    beside a token they know from both directions and from the memory."""
+    options: BlockOptions = field(default=BlockOptions(slstm_kernel=0, slstm_dense=True, slstm_hidden=0))
+    """In what blocks differ from those of the style. By the default sLSTM blocks have no convolution and no
+    feed-forward part, and their gates see all channels: so they learn faster from pairs, by steps and by time."""
 
     def __post_init__(self) -> None:
         if self.memory not in ("hierarchical", "flat", "attention"):

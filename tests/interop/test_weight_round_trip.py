@@ -184,6 +184,7 @@ def test_the_package_form_has_a_config_that_yaml_reads(tmp_path):
         ("xlstm", "paper", {"pattern": "m", "options": BlockOptions(eps=1e-6)}, "norms with an eps of 1e-5"),
         ("xlstm", "paper", {"pattern": "s", "options": BlockOptions(slstm_eps=1e-6)}, "norms with an eps of 1e-5"),
         ("xlstm", "paper", {"pattern": "s", "options": BlockOptions(forget_cap=15.0)}, "no forget_cap"),
+        ("xlstm", "paper", {"pattern": "s", "options": BlockOptions(slstm_dense=True)}, "channels of their head"),
     ],
 )
 def test_what_they_have_nothing_like_is_refused(tmp_path, to, style, fields, sentence):

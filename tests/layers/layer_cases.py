@@ -36,6 +36,8 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
     "mlstm large of other sizes": lambda: MLSTMLarge(WIDTH, HEADS, keys=6, values=20, soft_cap=None),
     "slstm": lambda: SLSTM(WIDTH, HEADS),
     "slstm without conv": lambda: SLSTM(WIDTH, HEADS, kernel=0),
+    "slstm with dense gates": lambda: SLSTM(WIDTH, HEADS, dense=True),
+    "slstm with dense gates without conv": lambda: SLSTM(WIDTH, HEADS, kernel=0, dense=True),
     "slstm with capped forget gates": lambda: SLSTM(WIDTH, HEADS, forget_cap=0.2),
     "attention": lambda: SlidingWindowAttention(WIDTH, HEADS, window=5),
     "attention to itself": lambda: SlidingWindowAttention(WIDTH, HEADS, window=1),
@@ -52,7 +54,7 @@ def _block(kind: str, style: Any) -> Callable[[], nn.Module]:
 BIASED = BlockOptions(bias=True, mlp_bias=True, norm_bias=True, eps=1e-4, hidden=20, slstm_eps=1e-3, forget_cap=0.2)
 OPTIONS = {
     "paper": replace(BIASED, inner=48, qkv_block=3, kernel=2, slstm_heads=4, slstm_kernel=0, activation="silu"),
-    "large": replace(BIASED, keys=4, values=24, gate_soft_cap=5.0, slstm_kernel=2, activation="gelu"),
+    "large": replace(BIASED, keys=4, values=24, gate_soft_cap=5.0, slstm_kernel=2, slstm_dense=True, activation="gelu"),
 }
 
 

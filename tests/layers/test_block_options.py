@@ -83,6 +83,10 @@ def test_sizes_are_those_asked_for():
     assert block.mixer.conv is None
     assert block.mlp.down.weight.shape == (WIDTH, 20)
     assert Block(WIDTH, HEADS, kind="s", options=BlockOptions(hidden=0)).mlp is None
+    lean = BlockOptions(hidden=20, slstm_hidden=0, slstm_dense=True)
+    assert Block(WIDTH, HEADS, kind="s", options=lean).mlp is None
+    assert Block(WIDTH, HEADS, kind="s", options=lean).mixer.input_weight.shape == (4, HEADS, WIDTH, WIDTH // HEADS)
+    assert Block(WIDTH, HEADS, kind="a", options=lean).mlp.down.weight.shape == (WIDTH, 20)
     assert Block(WIDTH, HEADS, style="large", options=BlockOptions(eps=1e-3)).mlp_norm.eps == 1e-3
 
 

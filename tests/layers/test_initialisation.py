@@ -30,6 +30,7 @@ def test_block_diagonal_projections_are_as_small_as_full_ones():
     layer = MLSTM(WIDTH, 4)
     for weight in (layer.q.weight, layer.k.weight, layer.v.weight, SLSTM(WIDTH, 4).input_weight):
         assert_deviation(weight, SMALL)
+    assert_deviation(SLSTM(WIDTH, 4, dense=True).input_weight, SMALL)
 
 
 @pytest.mark.parametrize("make", [MLSTM, MLSTMLarge, HMLSTM])

@@ -258,6 +258,7 @@ def _check(c: LanguageModelConfig, o: BlockOptions) -> None:
         (o.eps != 1e-5, "norms with an eps of 1e-5", str(o.eps)),
         (o.slstm_eps not in (None, 1e-5), "norms with an eps of 1e-5", str(o.slstm_eps)),
         (o.forget_cap is not None, "no forget_cap", str(o.forget_cap)),
+        (o.slstm_dense, "gates of sLSTM layers that see the channels of their head", "gates that see all"),
     ):
         if bad:
             raise ValueError(f"xlstm's xLSTMLMModel has {what}, and this model has {has}: it cannot be written so")
