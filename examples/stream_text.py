@@ -5,6 +5,7 @@
 
 The prompt goes through the graph `chunk` in pieces, then tokens go through `step` one by one; the memory of the model
 is what goes from call to call. (A model of subwords needs the package tokenizers besides; one of bytes does not.)
+Of a converted model graph.json may not say which token a text begins with: --begin does.
 """
 
 import argparse
@@ -53,10 +54,15 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--begin", type=int, metavar="TOKEN", help="what a text begins with, in place of graph.json's")
     options = parser.parse_args()
 
     about = json.loads((options.folder / "graph.json").read_text(encoding="utf-8"))
     model, random = about["model"], np.random.default_rng(options.seed)
+    begin = model.get("begin") if options.begin is None else options.begin
+    if begin is None:
+        parser.error("graph.json does not say which token a text begins with; give its number with --begin")
+    ends = model.get("end", [])  # where none is known, a text is as long as asked
     tokenizer = json.loads((options.folder / "tokenizer.json").read_text(encoding="utf-8"))
     if tokenizer == {"kind": "bytes"}:
         first, decoder = model["first_byte"], codecs.getincrementaldecoder("utf-8")("replace")
@@ -81,14 +87,14 @@ def main() -> None:
             return text
 
     chunk = Graph(options.folder, about["graphs"]["chunk"])
-    tokens = np.array([[model["begin"], *prompt]], np.int64)
-    for begin in range(0, tokens.shape[1], PIECE):
-        logits = chunk(tokens=tokens[:, begin : begin + PIECE])[0, -1]
+    tokens = np.array([[begin, *prompt]], np.int64)
+    for place in range(0, tokens.shape[1], PIECE):
+        logits = chunk(tokens=tokens[:, place : place + PIECE])[0, -1]
     step = Graph(options.folder, about["graphs"]["step"], chunk.state)
     print(options.prompt, end="", flush=True)
     for _ in range(options.length):
         token = choose(logits, options.temperature, random)
-        if token in model["end"]:
+        if token in ends:
             break
         print(decode(token), end="", flush=True)
         logits = step(tokens=np.array([token], np.int64))[0]

@@ -8,11 +8,15 @@ import torch
 from export_cases import language_model, tokens
 
 from exlstm import Seq2Seq
+from exlstm.data.text import Tokenizer
 from exlstm.interop.export import BOUND, Difference, export, stream
 from exlstm.interop.export.check import difference, named
 from exlstm.interop.export.states import leaves, names
 from exlstm.interop.export.trials import try_language
+from exlstm.interop.export.writing import facts_of
 from exlstm.models import Forecaster
+
+OURS = {"begin": 1, "end": [1, 2], "first_byte": 3}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def test_pieces_and_steps_give_the_models_own_logits_and_state(exported, model):
 def test_graph_json_says_all_that_goes_in_and_comes_out(exported):
     about = json.loads((exported.folder / "graph.json").read_text())
     assert (about["format"], about["weights"], about["model_type"]) == ("torch-export", "full", "language_model")
-    assert about["model"] == {"vocabulary": 23, "begin": 1, "end": [1, 2], "first_byte": 3}
+    assert about["model"] == {"vocabulary": 23}
     step, chunk = about["graphs"]["step"], about["graphs"]["chunk"]
     assert step["inputs"] == [{"name": "tokens", "dtype": "int64", "shape": ["batch"]}]
     assert chunk["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", "time", 23]}]
@@ -70,6 +74,32 @@ def test_graph_json_says_all_that_goes_in_and_comes_out(exported):
     assert (states["state.1.cell.position"]["dtype"], states["state.3.held"]["dtype"]) == ("int64", "bool")
     for graph in (step, chunk):
         assert (exported.folder / graph["file"]).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"tokenizer.json": {"kind": "bytes"}}, OURS),
+        ({"tokenizer.json": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}}, {}),
+        ({"tokenizer.json": []}, {}),
+        ({"generation_config.json": {"bos_token_id": 0, "eos_token_id": 2}}, {"begin": 0, "end": [2]}),
+        ({"generation_config.json": {"bos_token_id": None, "eos_token_id": [5, 22, 23]}}, {"end": [5, 22]}),
+        ({"generation_config.json": {"bos_token_id": True, "eos_token_id": "2"}}, {}),
+        ({"generation_config.json": [1]}, {}),
+        ({"tokenizer.json": {}, "generation_config.json": {"bos_token_id": 7}}, {"begin": 7}),
+        ({"tokenizer.json": {"kind": "bytes"}, "generation_config.json": {"bos_token_id": 7}}, OURS),
+    ],
+)
+def test_of_tokens_no_more_is_said_than_files_tell(model, tmp_path, files, told):
+    for name, values in files.items():
+        (tmp_path / name).write_text(json.dumps(values))
+    assert facts_of(model, [tmp_path / name for name in files]) == {"vocabulary": 23} | told
+
+
+def test_our_subwords_have_no_first_byte(model, tmp_path):
+    pytest.importorskip("tokenizers")
+    Tokenizer.train(["of subwords"], vocabulary=259).save(tmp_path)
+    assert facts_of(model, [tmp_path / "tokenizer.json"]) == {"vocabulary": 23, "begin": 1, "end": [1, 2]}
 
 
 def test_a_difference_in_an_output_or_in_a_state_is_found(exported, model):

@@ -11,6 +11,7 @@ from exlstm.data.series import Batch, evaluation_windows
 from exlstm.data.text.tokenizer import FILE, Tokenizer
 from exlstm.interop.export import trials
 from exlstm.interop.export.check import Difference
+from exlstm.interop.export.language import GENERATION
 from exlstm.interop.export.writing import Exported
 from exlstm.models import Forecaster, LanguageModel, Pretrained, read_config
 from exlstm.tasks import classify_text, classify_text_data, forecast, forecast_data, lm_data
@@ -58,14 +59,17 @@ def source_of(folder: Path, steps: int, prog: str) -> Source:
 
 def _model(folder: Path, steps: int) -> Source:
     read_config(folder, LanguageModel.model_type)
-    model = LanguageModel.from_pretrained(folder).float()
+    model = LanguageModel.from_pretrained(folder)
+    if others := sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()} - {"float32"}):
+        notes().print(f"note: weights in {', '.join(others)} are exported in float32")
+    model = model.float()
 
     def compare(exported: Exported) -> Mapping[str, Difference]:
         notes().print("note: there is no text with a model alone; compared on random tokens")
         tokens = torch.randint(model.config.vocabulary, (ROWS, steps), generator=torch.Generator().manual_seed(0))
         return trials.try_language(exported, tokens)
 
-    return Source(model, compare, [folder / FILE] if (folder / FILE).is_file() else [])
+    return Source(model, compare, [folder / name for name in (FILE, GENERATION) if (folder / name).is_file()])
 
 
 def _language(run: Run, steps: int) -> Source:

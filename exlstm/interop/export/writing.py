@@ -46,13 +46,14 @@ def export(
         folder: made if it is missing; files of the same names in it are replaced.
         to: "onnx", "openvino" or "torch-export".
         weights: "full", or "int8" for matrices in 8 bits; "torch-export" has none.
-        copy: files that a consumer needs besides, such as a tokenizer's.
+        copy: files that a consumer needs besides. Which tokens begin and end a text, graph.json says as far as a
+            tokenizer.json of ours among them tells, or a generation_config.json.
 
     Raises:
-        ValueError: the model or an argument is none of these, or a package is not installed.
+        ValueError: the model or an argument is none of these, a package is not installed, or a file is damaged.
     """
     require(to, weights)
-    graphs, facts = graphs_of(model), facts_of(model)
+    graphs, facts = graphs_of(model), facts_of(model, copy)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)  # without it the folder is no export: it comes last
@@ -99,11 +100,11 @@ def graphs_of(model: Pretrained) -> list[Graph]:
     raise ValueError(f"language models, forecasters and classifiers can be exported, received a {type(model).__name__}")
 
 
-def facts_of(model: Pretrained) -> dict[str, Any]:
-    """What graph.json says of the model itself."""
+def facts_of(model: Pretrained, files: Sequence[Path] = ()) -> dict[str, Any]:
+    """What graph.json says of the model itself, with the files that come along."""
     match model:
         case LanguageModel():
-            return language_facts(model)
+            return language_facts(model, files)
         case Forecaster():
             return forecast_facts(model)
         case Classifier():
