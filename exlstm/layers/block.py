@@ -1,6 +1,6 @@
 """Residual blocks, one for each letter of a pattern."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from exlstm.layers.norm import LayerNorm, RMSNorm
 from exlstm.layers.slstm import SLSTM
 
 Style = Literal["paper", "large"]
+_ADDED = {"added": True}  # configs of earlier versions lack it, see `exlstm.models.config`
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class BlockOptions:
     """Heads of sLSTM layers; None: as many as the others have."""
     slstm_kernel: int | None = None
     """Steps that the convolution of sLSTM layers spans, 0 for none; None: 4 in style "paper", 0 in "large"."""
-    slstm_dense: bool = False
+    slstm_dense: bool = field(default=False, metadata=_ADDED)
     """The gates of sLSTM layers see all channels; else those of their head."""
-    slstm_hidden: int | None = None
+    slstm_hidden: int | None = field(default=None, metadata=_ADDED)
     """Channels of the feed-forward parts behind sLSTM layers, 0 for none; None: as of all others."""
     slstm_eps: float | None = None
     """Of the norms of sLSTM layers; None: as of all norms."""
@@ -60,12 +61,12 @@ class BlockOptions:
 
     def __post_init__(self) -> None:
         least = {"hidden": 0, "slstm_kernel": 0, "slstm_hidden": 0}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is int and value < least.get(field.name, 1):
-                raise ValueError(f"expected {field.name} of at least {least.get(field.name, 1)}, received {value}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if type(value) is int and value < least.get(each.name, 1):
+                raise ValueError(f"expected {each.name} of at least {least.get(each.name, 1)}, received {value}")
             if type(value) is float and not value > 0:
-                raise ValueError(f"expected {field.name} above 0, received {value}")
+                raise ValueError(f"expected {each.name} above 0, received {value}")
         if self.activation not in (None, "silu", "gelu"):
             raise ValueError(f"expected activation 'silu', 'gelu' or None, received {self.activation!r}")
 
