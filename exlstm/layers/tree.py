@@ -1,6 +1,7 @@
 """The tree of a hierarchical memory, as pure functions: building it, and reading from coarse to fine."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,6 +40,10 @@ class Stored(NamedTuple):
     leaf: int  # steps of a leaf
     attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
     depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
+
+    def leaves_there(self) -> Tensor:
+        """How many leaves hold something, int64 [B]."""
+        return (self.levels[0].m[:, 0] > -math.inf).sum(-1)
 
 
 def store(k: Tensor, v: Tensor, s: Tensor, log: Tensor, leaf: int, *, attend: bool = True) -> Stored:
@@ -109,7 +114,8 @@ def read(
     are kept and weighed by the softmax of their scores. A node gives what an mLSTM's memory would,
     C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The leaves, if they are to be attended to, give
     together the attention to their steps: the softmax of q . k / sqrt(DK), a step's log weight and that of its leaf.
-    The levels are mixed by the softmax of `level`.
+    The levels are mixed by the softmax of `level`. A source of no more leaves than `keep` is read by attention to all
+    of its steps alone, for there is nothing to look for: nodes above its leaves could but repeat them in outline.
 
     Args:
         q: queries [B, H, T, DK].
@@ -129,13 +135,20 @@ def read(
         form = "sparse" if 3 * sparse < stored.k.shape[2] * (dk + dv) else "dense"
     q = q * dk**-0.5
     tops = torch.arange(len(stored.levels), device=q.device).clamp(max=level.shape[-1] - 1)
-    above = torch.arange(len(stored.levels), device=q.device) >= stored.depth[:, None, None, None]
+    fits = stored.leaves_there() <= (keep if stored.attend else 0)
+    mixed = torch.where(fits, 1, stored.depth)[:, None, None, None]
+    above = torch.arange(len(stored.levels), device=q.device) >= mixed
     mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
-    kept = _descend(stored, u * dk**-0.5, keep, form)
+    if stored.attend and stored.levels[0].m.shape[-1] <= keep:
+        kept = [_first_leaves(stored, (*q.shape[:3], stored.levels[0].m.shape[-1]))]
+    else:
+        kept = _descend(stored, u * dk**-0.5, keep, form, fits)
     h, steps = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
     if not trace:
         return h, Trace(steps)
-    return h, Trace(steps, tuple(x.of_all(node.m.shape[-1]) for x, node in zip(kept, stored.levels, strict=True)), mix)
+    nodes = [x.of_all(node.m.shape[-1]) for x, node in zip(kept, stored.levels, strict=False)]
+    nodes += [mix.new_zeros(*mix.shape[:3], node.m.shape[-1]) for node in stored.levels[len(kept) :]]
+    return h, Trace(steps, tuple(nodes), mix)
 
 
 class _Kept(NamedTuple):
@@ -149,8 +162,16 @@ class _Kept(NamedTuple):
         return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
 
 
-def _descend(stored: Stored, u: Tensor, keep: int, form: Form) -> list[_Kept]:
-    """The nodes kept at every level, from the leaves to the root."""
+def _first_leaves(stored: Stored, shape: Sequence[int]) -> _Kept:
+    """The first leaves [B, H, T, K], with equal weights where they are there: absent steps come last."""
+    place = torch.arange(shape[-1], device=stored.log.device).expand(shape)
+    count = stored.leaves_there()[:, None, None, None]
+    weight = (place < count).to(torch.promote_types(stored.log.dtype, torch.float32))
+    return _Kept(place, weight / count.clamp(min=1))
+
+
+def _descend(stored: Stored, u: Tensor, keep: int, form: Form, fits: Tensor) -> list[_Kept]:
+    """The nodes kept at every level, from the leaves to the root; in rows that `fits` [B] all leaves, and none above."""
     found: list[_Kept] = []
     for node in reversed(stored.levels):
         count = node.m.shape[-1]
@@ -172,12 +193,15 @@ def _descend(stored: Stored, u: Tensor, keep: int, form: Form) -> list[_Kept]:
         # Nothing there at all: all scores are -inf, and no weight is to be NaN.
         weight = best.masked_fill((best == -math.inf).all(-1, keepdim=True), 0).softmax(-1)
         found.append(_Kept(place.gather(-1, order), weight.masked_fill(best == -math.inf, 0)))
-    return found[::-1]
+    rows, (place, weight) = fits[:, None, None, None], found[-1]
+    all_leaves = _first_leaves(stored, place.shape)
+    leaves = _Kept(all_leaves.place.where(rows, place), all_leaves.weight.to(weight.dtype).where(rows, weight))
+    return [leaves, *(above._replace(weight=above.weight.masked_fill(rows, 0)) for above in found[-2::-1])]
 
 
 def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
     total, attended = q.new_zeros(*q.shape[:3], stored.v.shape[-1]), None
-    for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=True)):
+    for number, (node, (place, weight)) in enumerate(zip(stored.levels, kept, strict=False)):
         if number == 0 and stored.attend:
             h, attended = _attend(stored, q, kept[0])
             total = total + mix[..., 0, None].to(h.dtype) * h
@@ -215,7 +239,7 @@ def _steps_of(stored: Stored, place: Tensor, size: int) -> tuple[Tensor, Tensor,
 def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
     products = q @ stored.k.transpose(-1, -2)  # [B, H, T, S]
     steps, total, attended = products.shape[-1], torch.zeros_like(products), None
-    for number, (node, those) in enumerate(zip(stored.levels, kept, strict=True)):
+    for number, (node, those) in enumerate(zip(stored.levels, kept, strict=False)):
         count, size = node.m.shape[-1], stored.leaf << number
         weights = those.of_all(count)
         if number == 0 and stored.attend:
