@@ -4,7 +4,7 @@ The leaves are short segments of the source; a node above joins two below. Every
 wrote, as the memory of an mLSTM does, and every node a summary to be found by. A reader goes from coarse to fine: at
 every level it scores the nodes below those it kept, keeps the best and reads their memories; to the steps of the
 leaves that are left it attends; in the end it mixes the levels. So what matters is found in O(log S) and read exactly,
-and the rest in outline.
+and the rest in outline. A source of so few leaves that all are kept is attended to, and no more.
 """
 
 import math

@@ -171,7 +171,7 @@ def _first_leaves(stored: Stored, shape: Sequence[int]) -> _Kept:
 
 
 def _descend(stored: Stored, u: Tensor, keep: int, form: Form, fits: Tensor) -> list[_Kept]:
-    """The nodes kept at every level, from the leaves to the root; in rows that `fits` [B] all leaves, and none above."""
+    """The nodes kept at every level, from the leaves to the root; in rows `fits` [B] all leaves, and none above."""
     found: list[_Kept] = []
     for node in reversed(stored.levels):
         count = node.m.shape[-1]
