@@ -136,7 +136,7 @@ def _format_times(drawn: "Axes", times: pd.Series, ticks: int = 5) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
     if pd.api.types.is_datetime64_any_dtype(times):
-        locator = AutoDateLocator(minticks=3, maxticks=ticks)
+        locator = AutoDateLocator(minticks=2, maxticks=ticks)  # with 3, none fits from 48 to 72 hours
         drawn.xaxis.set_major_locator(locator)
         drawn.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     drawn.margins(x=0.01)

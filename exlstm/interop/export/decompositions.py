@@ -54,6 +54,12 @@ def stable_sort(x: Tensor, *, stable: bool | None = None, dim: int = -1, descend
     return x.gather(dim, order), order
 
 
+def stable_argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    """The order alone. It has to be replaced itself: the sort that torch makes of it is not replaced any more."""
+    found = stable_sort(x, stable=stable, dim=dim, descending=descending)
+    return found if found is NotImplemented else found[1]
+
+
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     """A concatenation without the empty tensors, which not every runtime takes: columns that a model does without."""
     full = [x for x in tensors if not (isinstance(x.shape[dim], int) and x.shape[dim] == 0)]
@@ -70,6 +76,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         torch.ops.aten.cummax.default: cummax,
         torch.ops.aten.nanmedian.dim: nanmedian,
         torch.ops.aten.sort.stable: stable_sort,
+        torch.ops.aten.argsort.stable: stable_argsort,
         torch.ops.aten.cat.default: cat,
         # By products of matrices, for which every runtime has fast code, and whose weights it may keep as int8.
         einsum: torch.export.default_decompositions()[einsum],

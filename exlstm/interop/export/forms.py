@@ -87,7 +87,8 @@ def slstm(
         return kept, torch.where(present, after.h, 0.0)
 
     inputs = [x] if mask is None else [x, mask]
-    after, h = scan(step, [*state], [part.transpose(0, 1).contiguous() for part in inputs])
+    first = [part.clone() for part in state]  # nor may parts of its first state be views of one
+    after, h = scan(step, first, [part.transpose(0, 1).contiguous() for part in inputs])
     return h.transpose(0, 1), SLSTMState(*after)
 
 
