@@ -110,7 +110,8 @@ def _(layer: SLSTM, program: Program, x: Tensor) -> tuple[Tensor, LayerState[SLS
         return weight.permute(1, 0, 3, 2).flatten(1, 2)
 
     gates = program.register(heads * 4 * width)  # [H, 4, D]
-    stride, first, last = 4 * width, *layer.input_weight.split(2)
+    stride = 4 * width
+    first, last = layer.input_weight.split(2)
     for source, weight, out in ((c, first, gates), (x, last, gates[:, 2 * width :])):
         if layer.dense:
             for head, matrix in enumerate(matrices(weight)):

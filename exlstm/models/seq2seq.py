@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -109,15 +108,13 @@ class Seq2Seq(Pretrained):
         self.encoder = Backbone(c.encoder, c.width, c.heads, bidirectional=True, **options)
         kinds = parse_pattern(c.decoder)
         depth = len(kinds)
-        eps = {} if c.options.eps is None else {"eps": c.options.eps}
-        norm = partial(LayerNorm if c.style == "paper" else RMSNorm, **eps)
         self.writer = _writer(c)
         self.blocks = nn.ModuleList(
             Block(c.width, c.heads, kind=kind, index=index, depth=depth, **options) for index, kind in enumerate(kinds)
         )
-        self.read_norms = nn.ModuleList(norm(c.width) for _ in kinds)
+        self.read_norms = nn.ModuleList(_norm(c) for _ in kinds)
         self.readers = nn.ModuleList(_reader(c, depth) for _ in kinds)
-        self.norm = norm(c.width)
+        self.norm = _norm(c)
         self.head = nn.Linear(c.width, c.vocabulary, bias=False)
         self.head.weight = self.embedding.weight
         self.copying = Copying(c.width, c.heads) if c.copy and c.memory != "flat" else None
@@ -286,6 +283,11 @@ class _Decoding:
 
     def state(self) -> tuple[Any, ...]:
         return self._state
+
+
+def _norm(c: Seq2SeqConfig) -> nn.Module:
+    norm, eps = (LayerNorm, 1e-5) if c.style == "paper" else (RMSNorm, 1e-6)
+    return norm(c.width, eps=c.options.eps or eps)
 
 
 def _writer(c: Seq2SeqConfig) -> nn.Module:
