@@ -40,7 +40,7 @@ LENGTHS = (32, 128, 512, 2048)
 TOKENS = 2048  # of the sources of a batch
 ASKED = 6  # packages that a target names
 MEMORIES: tuple[MemoryKind, ...] = ("hierarchical", "flat", "attention")
-VOCABULARY, WIDTH, PATTERN = 4000, 256, "ss"
+VOCABULARY, WIDTH, ENCODER, DECODER = 4000, 256, "s", "ss"
 TESTED = 24  # batches a length
 RESULTS = Path(__file__).parent / "results"
 
@@ -91,7 +91,7 @@ def make(memory: MemoryKind, vocabulary: int, seed: int) -> Seq2Seq:
     """An untrained model; what the three have in common begins alike."""
     torch.manual_seed(derive_seed(seed, "network"))
     # Nothing is copied word for word, which a flat memory could not: it is memories that are compared.
-    fields = {"encoder": PATTERN, "decoder": PATTERN, "width": WIDTH, "copy": False}
+    fields = {"encoder": ENCODER, "decoder": DECODER, "width": WIDTH, "copy": False}
     return Seq2Seq(vocabulary=vocabulary, bos=BOS, eos=EOS, memory=memory, **fields)
 
 

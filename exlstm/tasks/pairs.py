@@ -56,7 +56,7 @@ class Train(TrainOptions):
     steps: int | None = 3000
     """Training steps; none: as many as --minutes allow."""
     model: ModelOptions = field(default_factory=lambda: ModelOptions(pattern="ss", width=256))
-    encoder: Annotated[str, arg(metavar="PATTERN", help_behavior_hint="(default: the model's pattern)")] = ""
+    encoder: Annotated[str, arg(metavar="PATTERN")] = "s"
     """The blocks that read the source in both directions."""
     memory: Literal["hierarchical", "flat", "attention"] = "hierarchical"
     """What the source is stored in: a tree of matrix memories, one of them, or all of it for attention."""
@@ -207,14 +207,13 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "Seq2Seq":
     from exlstm.train import derive_seed
 
     model = options.model
-    encoder = options.encoder or model.pattern
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "network"))
         return Seq2Seq(
             vocabulary=tokenizer.vocabulary,
             bos=BOS,
             eos=EOS,
-            encoder=pattern_of(model.arch, encoder, model.width, bidirectional=True),
+            encoder=pattern_of(model.arch, options.encoder, model.width, bidirectional=True),
             decoder=pattern_of(model.arch, model.pattern, model.width),
             width=model.width,
             dropout=options.dropout,
