@@ -4,6 +4,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part of a process's life"
+)
+
 
 def growth(call: Callable[[], object]) -> int:
     """By how many bytes memory grew at most while `call` ran. Linux only; use it in a process of its own."""

@@ -15,7 +15,8 @@ from exlstm.layers.norm import LayerNorm, RMSNorm
 from exlstm.layers.slstm import SLSTM
 
 Style = Literal["paper", "large"]
-_ADDED = {"added": True}  # configs of earlier versions lack it, see `exlstm.models.config`
+ADDED = {"added": True}
+"""Metadata of a config's field that files written by earlier versions lack; its default is what they meant."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class BlockOptions:
     """Heads of sLSTM layers; None: as many as the others have."""
     slstm_kernel: int | None = None
     """Steps that the convolution of sLSTM layers spans, 0 for none; None: 4 in style "paper", 0 in "large"."""
-    slstm_dense: bool = field(default=False, metadata=_ADDED)
+    slstm_dense: bool = field(default=False, metadata=ADDED)
     """The gates of sLSTM layers see all channels; else those of their head."""
-    slstm_hidden: int | None = field(default=None, metadata=_ADDED)
+    slstm_hidden: int | None = field(default=None, metadata=ADDED)
     """Channels of the feed-forward parts behind sLSTM layers, 0 for none; None: as of all others."""
     slstm_eps: float | None = None
     """Of the norms of sLSTM layers; None: as of all norms."""

@@ -74,7 +74,7 @@ class SLSTM(nn.Module):
             c, conv_state = self.conv(x, conv_state, mask=mask, reset=reset)
             first, last = self.input_weight.split(2)
             gates = torch.cat([self._gates(F.silu(c), first), self._gates(x, last)], 2)
-        gates = gates + self.bias.to(gates.dtype)
+        gates = gates + self.bias.to(gates.dtype)  # under autocast a bias in float32 would make all of them so
         h, cell = slstm(gates, self.recurrent_weight, cell, forget_cap=self.forget_cap, mask=mask, reset=reset)
         return self.norm(h), LayerState(conv_state, cell)
 

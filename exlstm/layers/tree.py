@@ -139,7 +139,7 @@ def read(
     mixed = torch.where(fits, 1, stored.depth)[:, None, None, None]
     above = torch.arange(len(stored.levels), device=q.device) >= mixed
     mix = level[..., tops].masked_fill(above, -math.inf).softmax(-1)  # [B, H, T, levels of the tree]
-    if stored.attend and stored.levels[0].m.shape[-1] <= keep:
+    if stored.attend and stored.levels[0].m.shape[-1] <= keep:  # so all rows fit, and no level above is read
         kept = [_first_leaves(stored, (*q.shape[:3], stored.levels[0].m.shape[-1]))]
     else:
         kept = _descend(stored, u * dk**-0.5, keep, form, fits)

@@ -7,8 +7,6 @@ from reprlib import repr as brief
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
-ADDED = {"added": True}
-"""Metadata of a field that configs written by earlier versions lack; its default is what they meant."""
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -20,7 +18,7 @@ def config_from_dict(kind: type[Config], values: Any, where: str = "config") -> 
     """Build the dataclass `kind` from what `config_to_dict` gave and JSON carried.
 
     Fields may be bool, int, float, str, None, literals, tuples, unions of these, and dataclasses. All must be there
-    but those whose metadata is `ADDED`.
+    but those whose metadata is `exlstm.layers.block.ADDED`.
 
     Raises:
         ValueError: names the fields that are missing, unknown or of the wrong type.

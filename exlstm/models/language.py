@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from exlstm.layers.block import BlockOptions, Style
+from exlstm.layers.block import ADDED, BlockOptions, Style
 from exlstm.layers.init import small_init_
 from exlstm.models import generation
 from exlstm.models.backbone import Backbone, BackboneState, FinalNorm
-from exlstm.models.config import ADDED
 from exlstm.models.decoder import Decoder
 from exlstm.models.generation import GREEDY, Generated, Sampling
 from exlstm.models.losses import linear_cross_entropy

@@ -39,8 +39,8 @@ class Predict(PredictOptions):
 def predict(options: Predict, prog: str) -> int:
     """Give the model's forecasts for what follows the series of a file; the exit code."""
     from exlstm.data.series import read_series
+    from exlstm.interop.tirex import say_licence
     from exlstm.models.tirex import TirexForecaster
-    from exlstm.models.weight_files import printable
     from exlstm.tasks import forecast_data
     from exlstm.tasks.device import pick_device
 
@@ -51,8 +51,7 @@ def predict(options: Predict, prog: str) -> int:
     if options.horizon is not None and options.horizon < 1:
         raise ValueError(f"expected --horizon to be at least 1, got {options.horizon}")
     model = TirexForecaster.from_pretrained(options.run, device=pick_device(options.device))
-    if model.config.licence:
-        notes().print(f"licence of the weights: {printable(model.config.licence)}")
+    say_licence(model)
     data = read_series(
         options.input,
         frequency=forecast_data.parse_frequency(options.frequency),

@@ -14,6 +14,7 @@ from exlstm import cli
 from exlstm.interop import Target, convert, from_pretrained, save_pretrained
 from exlstm.models.weight_files import WEIGHTS, Planned, write_weights
 from tests.interop.weight_cases import LARGE, PAPER, model_of
+from tests.memory import needs_proc
 
 
 @pytest.fixture
@@ -236,7 +237,7 @@ def test_a_conversion_that_fails_midway_leaves_nothing(large, tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured by Linux's /proc")
+@needs_proc
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """310 MB in 30 shards: both ways a conversion holds a few tensors, of at most 18 MB."""
     from exlstm.interop.weights import large

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from exlstm.models import LanguageModel
 from exlstm.models.weight_files import INDEX, WEIGHTS, Planned, WeightFiles, read_json, write_weights
+from tests.memory import needs_proc
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -240,10 +241,9 @@ def test_integers_in_place_of_floats_are_named(tmp_path):
         LanguageModel.from_pretrained(tmp_path)
 
 
+@needs_proc
 def test_a_large_model_is_built_without_drawing_its_weights_first(tmp_path):
     """What a fresh process needs to load a model is the model, not the model twice."""
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("peak memory is measured by Linux's /proc")
     model = LanguageModel(vocabulary=40_000, pattern="m", width=512, heads=4)
     size = sum(p.numel() * 4 for p in model.parameters())
     model.save_pretrained(tmp_path)

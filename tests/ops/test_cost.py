@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.memory import needs_proc
 from tests.ops.cases import draw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ print(growth(lambda: torch.autograd.grad(run().sum(), inputs)))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read as Linux counts it")
+@needs_proc
 @pytest.mark.parametrize(
     ("name", "backend"),
     [

@@ -43,21 +43,14 @@ def nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tenso
     return (median, place) if keepdim else (median.squeeze(dim), place.squeeze(dim))
 
 
-def stable_sort(x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
-    """A stable sort of small integers or booleans: by value first, then by place."""
+def stable_argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+    """The order of a stable sort of small integers or booleans: by value first, then by place."""
     if x.dtype.is_floating_point or descending:
         return NotImplemented
     length = x.shape[dim]
     place = torch.arange(length, device=x.device)
     place = place.view(-1, *[1] * (-dim - 1 if dim < 0 else x.dim() - dim - 1))
-    order = (x.long() * length + place).sort(dim).indices
-    return x.gather(dim, order), order
-
-
-def stable_argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-    """The order alone. It has to be replaced itself: the sort that torch makes of it is not replaced any more."""
-    found = stable_sort(x, stable=stable, dim=dim, descending=descending)
-    return found if found is NotImplemented else found[1]
+    return (x.long() * length + place).sort(dim).indices
 
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -75,7 +68,6 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
         torch.ops.aten.log_sigmoid.default: log_sigmoid,
         torch.ops.aten.cummax.default: cummax,
         torch.ops.aten.nanmedian.dim: nanmedian,
-        torch.ops.aten.sort.stable: stable_sort,
         torch.ops.aten.argsort.stable: stable_argsort,
         torch.ops.aten.cat.default: cat,
         # By products of matrices, for which every runtime has fast code, and whose weights it may keep as int8.
