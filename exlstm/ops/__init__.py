@@ -19,8 +19,11 @@ from exlstm.ops.reference import mlstm as _reference_mlstm
 from exlstm.ops.reference import qkv as _reference_qkv
 from exlstm.ops.reference import slstm as _reference_slstm
 from exlstm.ops.slstm import SLSTMState, slstm
+from exlstm.ops.triton import launch as _triton
+from exlstm.ops.triton import mlstm as _triton_mlstm
 
 register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
+register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)

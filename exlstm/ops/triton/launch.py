@@ -1,0 +1,89 @@
+"""What all Triton kernels share: where they can run, and how they take products."""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+
+OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def obstacle(device: torch.device | None) -> str | None:
+    """What keeps Triton kernels from running on `device` (on every device of this machine if None)."""
+    if not _installed():
+        return "the package triton is not installed (pip install 'exlstm[gpu]')"
+    if interpreted():
+        return None
+    if device is not None and device.type != "cuda":
+        return "it runs on GPUs, or with TRITON_INTERPRET=1, slowly, on a CPU"
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU"
+    return _too_old(torch.cuda.current_device() if device is None or device.index is None else device.index)
+
+
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _too_old(index: int) -> str | None:
+    if torch.version.hip is not None or (capability := torch.cuda.get_device_capability(index)) >= OLDEST:
+        return None
+    return f"the GPU has compute capability {capability[0]}.{capability[1]}; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How tl.dot takes products of `dtype`: float32 ones exactly enough unless PyTorch is told that tf32 will do."""
+    if dtype != torch.float32 or torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def padded(width: int) -> int:
+    """The tile that holds `width` entries: a power of two, and at least the 16 that tl.dot needs."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel, as `launch` was asked for it."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    warps: int
+    stages: int
+
+
+_record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: Any) -> None:
+    """Run `kernel` over `grid` with its arguments by name, on the device of its tensors."""
+    if (record := _record.get()) is not None:
+        record.append(Launch(kernel, grid, arguments, warps, stages))
+        return
+    device = next(x.device for x in arguments.values() if isinstance(x, torch.Tensor))
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within it nothing runs: the launches are listed instead, for instance to compile them for an absent GPU."""
+    launches: list[Launch] = []
+    before = _record.set(launches)
+    try:
+        yield launches
+    finally:
+        _record.reset(before)

@@ -1,0 +1,325 @@
+"""mLSTM on chunks as Triton kernels: products on tensor cores, memories of the chunks kept for the backward.
+
+The chunkwise form of arXiv 2503.14376 (TFLA): chunks of up to 256 steps, themselves cut into tiles, so that the
+memories of all chunks together are about as large as the outputs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from exlstm.ops.checks import state_dtype
+from exlstm.ops.chunkwise import mlstm as chunkwise
+from exlstm.ops.mlstm import InputGate, MLSTMState
+from exlstm.ops.reference import mlstm as reference
+from exlstm.ops.triton.launch import launch, padded, precision
+from exlstm.ops.triton.tuning import tiles_of
+
+GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
+
+
+def mlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    state: MLSTMState | None,
+    *,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
+    chunk_size: int | None = None,
+    input_gate: InputGate = "exp",
+) -> tuple[Tensor, MLSTMState]:
+    """`exlstm.ops.mlstm` in chunks of about `chunk_size` steps: the next power of two, 16 to 256.
+
+    Float64 is left to the torch backend, for a GPU has no tensor cores for it worth the name.
+    """
+    options: dict[str, Any] = {"mask": mask, "reset": reset, "input_gate": input_gate}
+    if state_dtype(q, k, v, i, f) == torch.float64:
+        return chunkwise.mlstm(q, k, v, i, f, state, chunk_size=chunk_size, **options)
+    if q.shape[1] == 1:
+        return reference.mlstm(q, k, v, i, f, state or MLSTMState.empty_for(q, k, v, i, f), **options)
+    common = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
+    C0, n0, m0 = (None, None, None) if state is None else state
+    qkv = (x.to(common) for x in (q, k, v))
+    h, C, n, m, *_ = _forward(*qkv, i, f, mask, reset, C0, n0, m0, chunk_size or 0, input_gate == "sigmoid")
+    return h.to(v.dtype), MLSTMState(C, n, m)
+
+
+@torch.library.custom_op("exlstm::mlstm_triton", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    m0: Tensor | None,
+    chunk_size: int,
+    sigmoid: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h, the memory C, n, m after the last step, and what the backward needs.
+
+    That is a, F, M, u, w, d of all steps, one of `kept` and, with resets, the document of each, and C, n at all
+    chunks' starts.
+    """
+    from exlstm.ops.triton import mlstm_kernels as kernels
+
+    q, k, v, i, f, mask, reset, C0, n0, m0 = _contiguous(q, k, v, i, f, mask, reset, C0, n0, m0)
+    call = _Call(q, v, chunk_size, sigmoid)
+    h, C1, n1, m1, steps, kept, document, C, n = call.outputs(v, reset)
+    a, F, M, u, w, d = steps
+    reach, m = torch.empty_like(kept), m1.new_zeros(call.rows, call.chunks + 1)
+    documents = None if reset is None else document
+    gates_of: dict[str, Any] = {
+        "document_ptr": documents,
+        "mask_ptr": _bytes(mask),
+        "kept_ptr": kept,
+        "SIGMOID": sigmoid,
+        **call.sizes,
+    }
+    launch(
+        kernels.gates_kernel, call.over_chunks, warps=4, stages=1,
+        i_ptr=i, f_ptr=f, reset_ptr=_bytes(reset), a_ptr=a, F_ptr=F, top_ptr=M, reach_ptr=reach, **gates_of,
+    )  # fmt: skip
+    if not sigmoid:
+        launch(
+            kernels.stabilisers_kernel, (call.rows,), warps=4, stages=1,
+            kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, N=call.chunks,
+            BLOCK=min(GATE_BLOCK, padded(call.chunks)),
+        )  # fmt: skip
+    launch(
+        kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
+        a_ptr=a, F_ptr=F, top_ptr=M, m_ptr=m, M_ptr=M, u_ptr=u, w_ptr=w, **gates_of,
+    )  # fmt: skip
+    tile = call.tiles.states
+    launch(
+        kernels.states_kernel, (tile.over_states(call.dk, call.dv), call.rows), **tile.compiled,
+        k_ptr=k, v_ptr=v, w_ptr=w, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
+        BL=tile.s, BK=tile.k, BV=tile.v, **call.sizes, **call.products,
+    )  # fmt: skip
+    tile = call.tiles.outputs
+    launch(
+        kernels.outputs_kernel, (call.blocks(tile.t) * -(-call.dv // tile.v), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, v_ptr=v, a_ptr=a, F_ptr=F, M_ptr=M, u_ptr=u, document_ptr=documents, C_ptr=C, n_ptr=n,
+        h_ptr=h, d_ptr=d, scale=call.scale, **tile.blocks, **call.sizes, **call.products,
+    )  # fmt: skip
+    m1.copy_(m[:, -1].view_as(m1))
+    return h, C1, n1, m1, steps, kept, document, C, n
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, chunk_size, sigmoid = rest
+    return _Call(q, v, chunk_size, sigmoid).outputs(v, rest[3])
+
+
+@torch.library.custom_op("exlstm::mlstm_triton_backward", mutates_args=())
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    h: Tensor,
+    C1: Tensor,
+    n1: Tensor,
+    steps: Tensor,
+    kept: Tensor,
+    document: Tensor,
+    C: Tensor,
+    n: Tensor,
+    dh: Tensor,
+    dC1: Tensor | None,
+    dn1: Tensor | None,
+    chunk_size: int,
+    sigmoid: bool,
+) -> list[Tensor]:
+    """The gradients of q, k, v, i, f and, if there is one, of the initial C, n and m."""
+    from exlstm.ops.triton import mlstm_backward_kernels as kernels
+
+    gradients = _gradients(q, k, v, i, f, C0, n0)
+    dq, dk, dv, di, df, *initial = gradients
+    dC0, dn0, dm0 = initial or (None, None, None)
+    q, k, v, i, f, mask, dh, dC1, dn1 = _contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
+    call = _Call(q, v, chunk_size, sigmoid)
+    a, F, M, u, w, d = steps
+    r, dd, qdq, kdk = torch.empty_like(steps[:4])
+    dC, dn = torch.empty_like(C), torch.empty_like(n)
+    tile = call.tiles.states_backward
+    parts = tile.over_states(call.dk, call.dv)
+    X = kept.new_empty(parts, *kept.shape)
+    at: dict[str, Any] = {"document_ptr": None if reset is None else document, "a_ptr": a, "M_ptr": M, "r_ptr": r}
+    common = {"scale": call.scale, **call.sizes, **call.products}
+    if not sigmoid:
+        steps_at_once, columns = 16, padded(call.dv)
+        launch(
+            kernels.reads_kernel, (-(-call.chunks * call.tiles.chunk // steps_at_once), call.rows), warps=4, stages=1,
+            h_ptr=h, dh_ptr=dh, d_ptr=d, F_ptr=F, M_ptr=M, r_ptr=r, dd_ptr=dd, BT=steps_at_once, BV=columns,
+            DV=call.dv, **call.sizes,
+        )  # fmt: skip
+    launch(
+        kernels.states_backward_kernel, (parts, call.rows), **tile.compiled,
+        q_ptr=q, dh_ptr=dh, u_ptr=u, r_ptr=r, dd_ptr=dd, kept_ptr=kept, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
+        dC1_ptr=dC1, dn1_ptr=dn1, dC_ptr=dC, dn_ptr=dn, dC0_ptr=dC0, dn0_ptr=dn0, X_ptr=X,
+        BL=tile.s, BK=tile.k, BV=tile.v, **common,
+    )  # fmt: skip
+    tile = call.tiles.queries
+    launch(
+        kernels.queries_kernel, (call.blocks(tile.t), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, u_ptr=u, dd_ptr=dd, C_ptr=C, n_ptr=n, dq_ptr=dq, qdq_ptr=qdq,
+        **at, **tile.blocks, **common,
+    )  # fmt: skip
+    tile = call.tiles.keys
+    launch(
+        kernels.keys_kernel, (call.blocks(tile.s), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, w_ptr=w, dd_ptr=dd, dC_ptr=dC, dn_ptr=dn, dk_ptr=dk, kdk_ptr=kdk,
+        **at, **tile.blocks, **common,
+    )  # fmt: skip
+    tile = call.tiles.values
+    launch(
+        kernels.values_kernel, (call.blocks(tile.s) * -(-call.dv // tile.v), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, dh_ptr=dh, w_ptr=w, dC_ptr=dC, dv_ptr=dv, **at, **tile.blocks, **common,
+    )  # fmt: skip
+    launch(
+        kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
+        i_ptr=i, f_ptr=f, mask_ptr=_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
+        TILES=parts, SIGMOID=sigmoid, **call.sizes,
+    )  # fmt: skip
+    if initial and C0 is not None and n0 is not None:
+        dC0, dn0, dm0 = initial
+        if sigmoid:  # which has neither n nor m
+            dn0.zero_()
+            dm0.zero_()
+        else:
+            dm0.copy_((dC0 * C0).sum((-1, -2)) + (dn0 * n0).sum(-1))
+    return gradients
+
+
+@_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, *rest: Any) -> list[Tensor]:
+    return _gradients(q, k, v, i, f, rest[2], rest[3])
+
+
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C0: Tensor | None, n0: Tensor | None
+) -> list[Tensor]:
+    like = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
+    if C0 is None or n0 is None:
+        return like
+    return [*like, C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.chunk_size, ctx.sigmoid = inputs
+    h, C1, n1, _, *kept = output
+    ctx.save_for_backward(*tensors, h, C1, n1, *kept)
+    ctx.set_materialize_grads(False)  # of a final memory that nothing reads
+
+
+def _derivative(
+    ctx: Any, dh: Tensor | None, dC1: Tensor | None, dn1: Tensor | None, dm1: Tensor | None, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    q, k, v, i, f, mask, reset, C0, n0, m0, h, C1, n1, *kept = ctx.saved_tensors
+    dh = torch.zeros_like(h) if dh is None else dh.to(h.dtype)
+    through = (q, k, v, i, f, mask, reset, C0, n0, h, C1, n1, *kept, dh, dC1, dn1)
+    dq, dk, dv, di, df, *rest = _backward(*through, ctx.chunk_size, ctx.sigmoid)
+    dC0, dn0, dm0 = rest or (None, None, None)
+    if not ctx.sigmoid and any(x is not None for x in (dC1, dn1, dm1)):
+        # C and n are scaled by exp(-m): seen unscaled, m gets what is its own less what they get.
+        dm = torch.zeros_like(n1[..., 0]) if dm1 is None else dm1
+        dm = dm if dC1 is None else dm - (dC1 * C1).sum((-1, -2))
+        dm = dm if dn1 is None else dm - (dn1 * n1).sum(-1)
+        to_i, to_f, to_m0 = through_final_m(dm, i, f, m0, mask, reset)
+        di, df = di + to_i.to(di.dtype), df + to_f.to(df.dtype)
+        dm0 = None if dm0 is None else dm0 + to_m0
+    return dq, dk, dv, di, df, None, None, dC0, dn0, dm0, None, None
+
+
+_forward.register_autograd(_derivative, setup_context=_setup)
+
+
+def through_final_m(
+    dm: Tensor, i: Tensor, f: Tensor, m0: Tensor | None, mask: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients that the stabiliser after the last step [B, H] sends to i, f and m0: to the largest log weight."""
+    lf, i_ = logsigmoid(f.float()), i.float()
+    if mask is not None:
+        lf, i_ = lf.masked_fill(~mask[..., None], 0.0), i_.masked_fill(~mask[..., None], -torch.inf)
+    reaching = lf.double().flip(1).cumsum(1).flip(1)  # the sum of log f from a step on
+    weight = i_ + reaching - lf
+    step = torch.arange(i.shape[1], device=i.device)[None, :, None]
+    begin = step.new_zeros(len(i), 1, 1) if reset is None else torch.where(reset[..., None], step, 0).amax(1, True)
+    beginning = reaching.gather(1, begin.expand(-1, -1, i.shape[2]))[:, 0]  # of the m that the document began with
+    from_m0 = torch.ones_like(dm, dtype=torch.bool) if reset is None else ~reset.any(1, keepdim=True).expand_as(dm)
+    if m0 is not None:
+        beginning = beginning + torch.where(from_m0, m0, 0.0)
+    largest, where = weight.masked_fill(step < begin, -torch.inf).max(1)
+    of_step = largest >= beginning
+    to_i = torch.zeros_like(weight).scatter(1, where[:, None], torch.where(of_step, dm, 0.0)[:, None].to(weight.dtype))
+    where = torch.where(of_step, where, begin[:, 0] - 1)
+    to_f = torch.where(step > where[:, None], dm[:, None], 0.0) * torch.sigmoid(-f.float())
+    if mask is not None:
+        to_f = to_f.masked_fill(~mask[..., None], 0.0)
+    return to_i, to_f, torch.where(from_m0 & ~of_step, dm, 0.0)
+
+
+class _Call:
+    """The sizes of a call and what its launches have in common."""
+
+    def __init__(self, q: Tensor, v: Tensor, chunk_size: int, sigmoid: bool) -> None:
+        self.batch, time, self.heads, self.dk = q.shape
+        self.dv, self.scale, self.normalised = v.shape[-1], q.shape[-1] ** -0.5, not sigmoid
+        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, chunk_size)
+        self.rows, self.chunks = self.batch * self.heads, -(-time // self.tiles.chunk)
+        self.over_chunks = (self.chunks, self.rows)
+        self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
+        self.products: dict[str, Any] = {
+            "DK": self.dk, "DV": self.dv, "NORMALISED": self.normalised, "PRECISION": _precision(q.dtype)
+        }  # fmt: skip
+
+    def blocks(self, size: int) -> int:
+        """How many blocks of `size` steps make a chunk."""
+        return self.tiles.chunk // size
+
+    def outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:
+        """Room for the results of the forward op."""
+        real, steps = torch.float32, self.chunks * self.tiles.chunk
+        # Sums over all steps: float16 could not hold them.
+        memory = torch.bfloat16 if v.dtype == torch.bfloat16 else real
+        n_starts = (self.rows, self.chunks, self.dk) if self.normalised else (0,)
+        n1 = (v.new_empty if self.normalised else v.new_zeros)(self.batch, self.heads, self.dk, dtype=real)
+        return (
+            v.new_empty(v.shape),
+            v.new_empty(self.batch, self.heads, self.dk, self.dv, dtype=real),
+            n1,
+            v.new_empty(self.batch, self.heads, dtype=real),
+            v.new_empty(6, self.rows, steps, dtype=real),
+            v.new_empty(self.rows, self.chunks, dtype=real),
+            v.new_empty((0,) if reset is None else (self.batch, steps), dtype=torch.int32),
+            v.new_empty(self.rows, self.chunks, self.dk, self.dv, dtype=memory),
+            v.new_empty(n_starts, dtype=real),
+        )
+
+
+def _precision(dtype: torch.dtype) -> str:
+    # Half precision meets float32 where float16 reads memories: tf32 keeps all of its bits.
+    return precision(dtype) if dtype == torch.float32 or torch.version.hip is not None else "tf32"
+
+
+def _bytes(steps: Tensor | None) -> Tensor | None:
+    return None if steps is None else steps.view(torch.uint8)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x.contiguous() for x in tensors]

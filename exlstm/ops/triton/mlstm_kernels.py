@@ -1,0 +1,280 @@
+"""Device code of the chunkwise mLSTM, forward: gates, memories at the chunks' starts, outputs.
+
+The maths is that of `exlstm.ops.chunkwise`: with F_t the sum of log f within a chunk and a_s = i_s - F_s,
+
+    A_ts    = exp(a_s - M_t) q_t . k_s / sqrt(DK)                    for visible s
+    h_t     = (sum_s A_ts v_s + u_t C_c^T q_t) / (max(|d_t|, exp(-m_t)) + eps),    m_t = F_t + M_t
+    d_t     = sum_s A_ts + u_t n_c . q_t
+    C_{c+1} = kept_c C_c + sum_s w_s k_s v_s^T                       (n likewise, of k alone)
+
+Sequences are [B, T, H, D]; what depends on gates is float32 [B H, N L], one head's steps beside one another, chunks
+filled up with steps that weigh nothing. Where a step is masked, M is inf: then it reads nothing and outputs 0.
+"""
+
+import triton
+import triton.language as tl
+
+EPS = tl.constexpr(1e-6)
+LARGEST_FLOOR = tl.constexpr(80.0)  # exlstm.ops.mlstm.largest_floor
+
+
+@triton.jit
+def log_sigmoid(x):
+    e = tl.exp(-tl.abs(x))
+    one_more = 1.0 + e
+    lost = tl.where(one_more == 1.0, 1.0, one_more - 1.0)  # log(1 + e) to the last bit, e small or not
+    return tl.minimum(x, 0.0) - tl.where(one_more == 1.0, e, tl.log(one_more) * (e / lost))
+
+
+@triton.jit
+def _larger(x, y):
+    return tl.maximum(x, y)
+
+
+@triton.jit
+def _larger_of_document(x, x_document, y, y_document):
+    return tl.where(x_document == y_document, tl.maximum(x, y), y), y_document
+
+
+@triton.jit
+def _chained(x_kept, x, y_kept, y):
+    return x_kept + y_kept, tl.maximum(x + y_kept, y)
+
+
+@triton.jit
+def gates_kernel(
+    i_ptr, f_ptr, mask_ptr, reset_ptr, a_ptr, F_ptr, top_ptr, document_ptr, kept_ptr, reach_ptr,
+    T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one head: a, F, the largest a so far (`top`), and what the chunk does to the stabiliser.
+
+    After the chunk it is max(kept + before, reach). The memory m = 0 that a document begins with is part of `top`.
+    """
+    c, row = tl.program_id(0), tl.program_id(1)
+    b = (row // H).to(tl.int64)
+    step = tl.arange(0, L)
+    t = c * L + step
+    inside = t < T
+    at = (b * T + t) * H + row % H
+    i = tl.load(i_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    log_f = log_sigmoid(tl.load(f_ptr + at, mask=inside, other=0.0).to(tl.float32))
+    if SIGMOID:
+        i = log_sigmoid(i)
+    present = inside
+    if mask_ptr is not None:
+        present = present & (tl.load(mask_ptr + b * T + t, mask=inside, other=0) != 0)
+    i = tl.where(present, i, float("-inf"))
+    log_f = tl.where(present, log_f, 0.0)
+    F = tl.cumsum(log_f, 0)
+    a = i - F
+    total = tl.sum(log_f, 0)
+    kept = total
+    if reset_ptr is not None:
+        begins = (tl.load(reset_ptr + b * T + t, mask=inside, other=0) != 0).to(tl.int32)
+        document = tl.cumsum(begins, 0)
+        kept = tl.where(tl.sum(begins, 0) > 0, float("-inf"), total)
+        top = tl.maximum(a, tl.where(begins > 0, log_f - F, float("-inf")))
+        top, document = tl.associative_scan((top, document), 0, _larger_of_document)
+        if row % H == 0:
+            tl.store(document_ptr + b * N * L + t, document)
+    else:
+        top = tl.associative_scan(a, 0, _larger)
+    reach = total + tl.max(tl.where(step == L - 1, top, float("-inf")), 0)
+    out = row.to(tl.int64) * N * L + t
+    tl.store(a_ptr + out, a)
+    tl.store(F_ptr + out, F)
+    tl.store(top_ptr + out, top)
+    tl.store(kept_ptr + row * N + c, kept)
+    tl.store(reach_ptr + row * N + c, reach)
+
+
+@triton.jit
+def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, N, BLOCK: tl.constexpr):
+    """The stabilisers [N + 1] at the chunks' starts, and after the last, of one head: chained in parallel."""
+    row = tl.program_id(0)
+    before = 0.0
+    if m0_ptr is not None:
+        before = tl.load(m0_ptr + row)
+    tl.store(m_ptr + row * (N + 1), before)
+    offset = tl.arange(0, BLOCK)
+    for begin in range(0, N, BLOCK):
+        c = begin + offset
+        kept = tl.load(kept_ptr + row * N + c, mask=c < N, other=0.0)
+        reach = tl.load(reach_ptr + row * N + c, mask=c < N, other=float("-inf"))
+        kept, reach = tl.associative_scan((kept, reach), 0, _chained)
+        m = tl.maximum(kept + before, reach)
+        tl.store(m_ptr + row * (N + 1) + 1 + c, m, mask=c < N)
+        before = tl.max(tl.where(offset == BLOCK - 1, m, float("-inf")), 0)
+
+
+@triton.jit
+def weights_kernel(
+    a_ptr, F_ptr, top_ptr, mask_ptr, document_ptr, kept_ptr, m_ptr, M_ptr, u_ptr, w_ptr,
+    T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one head: M (in the place of `top`, if one likes), the weights u and w, and exp of `kept`."""
+    c, row = tl.program_id(0), tl.program_id(1)
+    b = (row // H).to(tl.int64)
+    step = tl.arange(0, L)
+    t = c * L + step
+    at = row.to(tl.int64) * N * L + t
+    a, F, top = tl.load(a_ptr + at), tl.load(F_ptr + at), tl.load(top_ptr + at)
+    total = tl.sum(tl.where(step == L - 1, F, 0.0), 0)
+    start, end = tl.load(m_ptr + row * (N + 1) + c), tl.load(m_ptr + row * (N + 1) + c + 1)
+    reaches = step >= 0  # the steps that the memory at the chunk's start reaches, and those that reach its end
+    ends = reaches
+    if document_ptr is not None:
+        document = tl.load(document_ptr + b * N * L + t)
+        reaches = document == 0
+        ends = document == tl.max(document, 0)
+    if SIGMOID:
+        M = -F
+    else:
+        M = tl.maximum(top, tl.where(reaches, start, float("-inf")))
+    u = tl.where(reaches, tl.exp(start - M), 0.0)
+    if mask_ptr is not None:
+        present = tl.load(mask_ptr + b * T + t, mask=t < T, other=0) != 0
+        M = tl.where(present, M, float("inf"))
+        u = tl.where(present, u, 0.0)
+    tl.store(M_ptr + at, M)
+    tl.store(u_ptr + at, u)
+    tl.store(w_ptr + at, tl.where(ends, tl.exp(total + a - end), 0.0))
+    kept = tl.load(kept_ptr + row * N + c)
+    tl.store(kept_ptr + row * N + c, tl.exp(kept + start - end))
+
+
+@triton.jit
+def rows_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
+    """Pointers [t, d] into a sequence [B, T, H, D]."""
+    return ptr + ((b * T + t).to(tl.int64) * H + head)[:, None] * D + d[None, :]
+
+
+@triton.jit
+def columns_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
+    """Pointers [d, t] into a sequence [B, T, H, D]."""
+    return ptr + ((b * T + t).to(tl.int64) * H + head)[None, :] * D + d[:, None]
+
+
+@triton.jit
+def states_kernel(
+    k_ptr, v_ptr, w_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr,
+    T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the memory of one head, from chunk to chunk; C_ptr [B H, N, DK, DV] None: the last one only."""
+    tile, row = tl.program_id(0), tl.program_id(1)
+    tiles: tl.constexpr = (DV + BV - 1) // BV
+    b, head = row // H, row % H
+    d = (tile // tiles) * BK + tl.arange(0, BK)
+    e = (tile % tiles) * BV + tl.arange(0, BV)
+    in_d, in_e = d < DK, e < DV
+    inside = in_d[:, None] & in_e[None, :]
+    first = NORMALISED and tile % tiles == 0
+    at = row.to(tl.int64) * DK * DV + d[:, None] * DV + e[None, :]
+    C = tl.zeros((BK, BV), tl.float32)
+    n = tl.zeros((BK,), tl.float32)
+    if C0_ptr is not None:
+        C += tl.load(C0_ptr + at, mask=inside, other=0.0)
+        n += tl.load(n0_ptr + row * DK + d, mask=in_d, other=0.0)
+    parts: tl.constexpr = L // BL
+    for block in range(N * parts):  # one loop over blocks of steps, so that loads run ahead from chunk to chunk
+        c = block // parts
+        chunk = row.to(tl.int64) * N + c
+        if block % parts == 0:
+            if C_ptr is not None:
+                to = C_ptr + chunk * DK * DV + d[:, None] * DV + e[None, :]
+                tl.store(to, C.to(C_ptr.dtype.element_ty), mask=inside)
+                if first:
+                    tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
+            kept = tl.load(kept_ptr + chunk)
+            C *= kept
+            n *= kept
+        t = block * BL + tl.arange(0, BL)
+        w = tl.load(w_ptr + row.to(tl.int64) * N * L + t)
+        k = tl.load(columns_of(k_ptr, b, t, head, T, H, DK, d), mask=in_d[:, None] & (t < T)[None, :], other=0.0)
+        v = tl.load(rows_of(v_ptr, b, t, head, T, H, DV, e), mask=(t < T)[:, None] & in_e[None, :], other=0.0)
+        kw = k.to(tl.float32) * w[None, :]
+        C = tl.dot(kw.to(k.dtype), v, C, input_precision=PRECISION)
+        if NORMALISED:
+            n += tl.sum(kw, 1)
+    tl.store(C1_ptr + at, C, mask=inside)
+    if first:
+        tl.store(n1_ptr + row * DK + d, n, mask=in_d)
+
+
+@triton.jit
+def visible_weights(a, M, s, t, document_s, document_t, DOCUMENTS: tl.constexpr):
+    """exp(a_s - M_t) where step t sees step s, 0 elsewhere; s and t broadcast against one another."""
+    seen = s <= t
+    if DOCUMENTS:
+        seen = seen & (document_s == document_t)
+    return tl.exp(tl.where(seen, a - M, float("-inf")))
+
+
+@triton.jit
+def outputs_kernel(
+    q_ptr, k_ptr, v_ptr, a_ptr, F_ptr, M_ptr, u_ptr, document_ptr, C_ptr, n_ptr, h_ptr, d_ptr,
+    T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """h of BT steps in one tile of BV columns, of one chunk and head; the first tile keeps d for the backward."""
+    tile, c, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tiles: tl.constexpr = (DV + BV - 1) // BV
+    b, head = row // H, row % H
+    chunk = row.to(tl.int64) * N + c
+    begin = (tile // tiles) * BT
+    e = (tile % tiles) * BV + tl.arange(0, BV)
+    step = begin + tl.arange(0, BT)
+    t = c * L + step
+    here, in_e = (t < T)[:, None], (e < DV)[None, :]
+    M = tl.load(M_ptr + chunk * L + step)
+    document = step
+    if document_ptr is not None:
+        document = tl.load(document_ptr + (b.to(tl.int64) * N + c) * L + step)
+
+    h = tl.zeros((BT, BV), tl.float32)
+    d = tl.zeros((BT,), tl.float32)
+    for x0 in range(0, DK, BC):
+        x = x0 + tl.arange(0, BC)
+        q_part = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
+        C = tl.load(C_ptr + chunk * DK * DV + x[:, None] * DV + e[None, :], mask=(x < DK)[:, None] & in_e, other=0.0)
+        h = tl.dot(q_part.to(C.dtype), C, h, input_precision=PRECISION)
+        if NORMALISED:
+            n = tl.load(n_ptr + chunk * DK + x, mask=x < DK, other=0.0)
+            d += tl.sum(q_part.to(tl.float32) * n[None, :], 1)
+    u = tl.load(u_ptr + chunk * L + step) * scale
+    h *= u[:, None]
+    d *= u
+
+    parts: tl.constexpr = (DK + BK - 1) // BK
+    if parts == 1:  # the tile stays loaded
+        x = tl.arange(0, BK)
+        q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
+    for s0 in range(0, tl.minimum(begin + BT, T - c * L), BS):
+        source = s0 + tl.arange(0, BS)
+        s = c * L + source
+        A = tl.zeros((BT, BS), tl.float32)
+        for part in tl.static_range(parts):
+            x = part * BK + tl.arange(0, BK)
+            if parts > 1:
+                q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
+            k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=(s < T)[:, None] & (x < DK)[None, :], other=0.0)
+            A = tl.dot(q, tl.trans(k), A, input_precision=PRECISION)
+        a = tl.load(a_ptr + chunk * L + source)
+        document_s = source
+        if document_ptr is not None:
+            document_s = tl.load(document_ptr + (b.to(tl.int64) * N + c) * L + source)
+        A *= scale * visible_weights(
+            a[None, :], M[:, None], source[None, :], step[:, None], document_s[None, :], document[:, None],
+            document_ptr is not None,
+        )  # fmt: skip
+        d += tl.sum(A, 1)
+        v = tl.load(rows_of(v_ptr, b, s, head, T, H, DV, e), mask=(s < T)[:, None] & in_e, other=0.0)
+        h = tl.dot(A.to(v.dtype), v, h, input_precision=PRECISION)
+
+    if NORMALISED:
+        m = tl.load(F_ptr + chunk * L + step) + M
+        h /= (tl.maximum(tl.abs(d), tl.exp(tl.minimum(-m, LARGEST_FLOOR))) + EPS)[:, None]
+        if tile % tiles == 0:
+            tl.store(d_ptr + chunk * L + step, d)
+    tl.store(rows_of(h_ptr, b, t, head, T, H, DV, e), h.to(h_ptr.dtype.element_ty), mask=here & in_e)
