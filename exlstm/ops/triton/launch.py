@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 
@@ -55,6 +56,16 @@ def padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def as_bytes(steps: Tensor | None) -> Tensor | None:
+    """A mask or reset as kernels read it."""
+    return None if steps is None else steps.view(torch.uint8)
+
+
+def contiguous(*tensors: Tensor | None) -> list[Any]:
+    """Each as kernels address it."""
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
 class Launch(NamedTuple):
     """One launch of a kernel, as `launch` was asked for it."""
 
@@ -73,7 +84,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arg
     if (record := _record.get()) is not None:
         record.append(Launch(kernel, grid, arguments, warps, stages))
         return
-    device = next(x.device for x in arguments.values() if isinstance(x, torch.Tensor))
+    device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[grid](**arguments, num_warps=warps, num_stages=stages)
 

@@ -14,7 +14,8 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
-from exlstm.ops.triton.launch import launch, padded, precision
+from exlstm.ops.triton.launch import as_bytes, contiguous, launch, padded, precision
+from exlstm.ops.triton.mlstm_step import step
 from exlstm.ops.triton.tuning import tiles_of
 
 GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
@@ -40,6 +41,9 @@ def mlstm(
     options: dict[str, Any] = {"mask": mask, "reset": reset, "input_gate": input_gate}
     if state_dtype(q, k, v, i, f) == torch.float64:
         return chunkwise.mlstm(q, k, v, i, f, state, chunk_size=chunk_size, **options)
+    if q.shape[1] == 1 and not _differentiated(q, k, v, i, f, *(state or ())):
+        h, *after = step(q, k, v, i, f, mask, reset, *(state or (None, None, None)), input_gate == "sigmoid")
+        return h, MLSTMState(*after)
     if q.shape[1] == 1:
         return reference.mlstm(q, k, v, i, f, state or MLSTMState.empty_for(q, k, v, i, f), **options)
     common = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
@@ -71,7 +75,7 @@ def _forward(
     """
     from exlstm.ops.triton import mlstm_kernels as kernels
 
-    q, k, v, i, f, mask, reset, C0, n0, m0 = _contiguous(q, k, v, i, f, mask, reset, C0, n0, m0)
+    q, k, v, i, f, mask, reset, C0, n0, m0 = contiguous(q, k, v, i, f, mask, reset, C0, n0, m0)
     call = _Call(q, v, chunk_size, sigmoid)
     h, C1, n1, m1, steps, kept, document, C, n = call.outputs(v, reset)
     a, F, M, u, w, d = steps
@@ -79,14 +83,14 @@ def _forward(
     documents = None if reset is None else document
     gates_of: dict[str, Any] = {
         "document_ptr": documents,
-        "mask_ptr": _bytes(mask),
+        "mask_ptr": as_bytes(mask),
         "kept_ptr": kept,
         "SIGMOID": sigmoid,
         **call.sizes,
     }
     launch(
         kernels.gates_kernel, call.over_chunks, warps=4, stages=1,
-        i_ptr=i, f_ptr=f, reset_ptr=_bytes(reset), a_ptr=a, F_ptr=F, top_ptr=M, reach_ptr=reach, **gates_of,
+        i_ptr=i, f_ptr=f, reset_ptr=as_bytes(reset), a_ptr=a, F_ptr=F, top_ptr=M, reach_ptr=reach, **gates_of,
     )  # fmt: skip
     if not sigmoid:
         launch(
@@ -151,7 +155,7 @@ def _backward(
     gradients = _gradients(q, k, v, i, f, C0, n0)
     dq, dk, dv, di, df, *initial = gradients
     dC0, dn0, dm0 = initial or (None, None, None)
-    q, k, v, i, f, mask, dh, dC1, dn1 = _contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
+    q, k, v, i, f, mask, dh, dC1, dn1 = contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
     call = _Call(q, v, chunk_size, sigmoid)
     a, F, M, u, w, d = steps
     r, dd, qdq, kdk = torch.empty_like(steps[:4])
@@ -193,7 +197,7 @@ def _backward(
     )  # fmt: skip
     launch(
         kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
-        i_ptr=i, f_ptr=f, mask_ptr=_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
+        i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
         TILES=parts, SIGMOID=sigmoid, **call.sizes,
     )  # fmt: skip
     if initial and C0 is not None and n0 is not None:
@@ -317,9 +321,5 @@ def _precision(dtype: torch.dtype) -> str:
     return precision(dtype) if dtype == torch.float32 or torch.version.hip is not None else "tf32"
 
 
-def _bytes(steps: Tensor | None) -> Tensor | None:
-    return None if steps is None else steps.view(torch.uint8)
-
-
-def _contiguous(*tensors: Tensor | None) -> list[Any]:
-    return [None if x is None else x.contiguous() for x in tensors]
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

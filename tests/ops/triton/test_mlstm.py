@@ -97,6 +97,20 @@ def test_pieces_give_what_the_whole_gives(device):
     assert_close(*([x.double() for x in leaves(of)] for of in (pieces, whole)), SINGLE)
 
 
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+def test_a_step_without_gradients_equals_the_reference(device, input_gate, state, steps, monkeypatch):
+    monkeypatch.setattr("tests.ops.cases.DK", 70)  # more than one tile
+    case = draw("mlstm", 1, state=state, steps=steps, input_gate=input_gate)
+    if steps:
+        case = case._replace(mask=torch.tensor([[1], [0], [1]]).bool(), reset=torch.tensor([[1], [1], [0]]).bool())
+    low = on(case, device, torch.float32)
+    with torch.no_grad():
+        found = [x.double().cpu() for x in leaves(low.whole("triton"))]
+    assert_close(found, leaves(on(low, torch.device("cpu"), torch.float64).whole("reference")), SINGLE)
+
+
 def test_float64_is_exact(device):
     case = draw("mlstm", 20)
     found, expected = (leaves(case.whole(backend)) for backend in ("triton", "reference"))
