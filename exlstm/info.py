@@ -9,7 +9,7 @@ from rich.console import Console
 
 from exlstm import __version__
 from exlstm.console import print_table
-from exlstm.ops.backends import describe
+from exlstm.ops.backends import describe, remark_on
 
 _PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "safetensors", "triton")
 
@@ -20,7 +20,7 @@ def show(console: Console | None = None) -> None:
     for title, columns, rows in (
         ("Versions", ("package", "version"), versions()),
         ("Devices", ("device", "what it is"), devices()),
-        ("Backends", ("operator", "backend", "usable", "why not"), backends()),
+        ("Backends", ("operator", "backend", "usable", "why not, or which calls not"), backends()),
     ):
         print_table(columns, rows, title=title, console=console)
         console.print()
@@ -73,9 +73,9 @@ def devices() -> list[tuple[str, str]]:
 
 
 def backends() -> list[tuple[str, str, str, str]]:
-    """One row for each operator and backend: whether it is usable here, and why not."""
+    """One row for each operator and backend: whether it is usable here, and why not, or what it leaves to others."""
     return [
-        (operator, backend, "no" if reason else "yes", reason or "")
+        (operator, backend, "no" if reason else "yes", reason or remark_on(operator, backend))
         for operator, reasons in describe().items()
         for backend, reason in reasons.items()
     ]

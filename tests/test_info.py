@@ -16,7 +16,13 @@ def shown(monkeypatch, *, terminal: bool = False) -> str:
 def test_every_operator_and_backend_has_a_row_and_every_unusable_one_a_reason():
     rows = info.backends()
     assert {row[:2] for row in rows} == {(op, b) for op in backends.describe() for b in backends.BACKENDS}
-    assert all(bool(reason) == (usable == "no") for _, _, usable, reason in rows)
+    assert all(reason for _, _, usable, reason in rows if usable == "no")
+
+
+def test_what_a_usable_backend_leaves_to_others_is_said(monkeypatch):
+    monkeypatch.setattr(info, "describe", lambda: {"slstm": {"torch": None, "triton": None}})
+    assert info.backends()[0] == ("slstm", "torch", "yes", "")
+    assert "256 columns" in info.backends()[1][3]
 
 
 def test_reason_of_an_unusable_backend_is_shown_whole(monkeypatch):

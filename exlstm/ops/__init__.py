@@ -21,15 +21,17 @@ from exlstm.ops.reference import slstm as _reference_slstm
 from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.triton import launch as _triton
 from exlstm.ops.triton import mlstm as _triton_mlstm
+from exlstm.ops.triton import slstm as _triton_slstm
 
 register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
-register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle)
+register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle, remark=_triton.FLOAT64)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
+register("slstm", "triton", _triton_slstm.slstm, _triton.obstacle, remark=_triton_slstm.REMARK)
 register("slstm", "torch", _chunkwise_slstm.slstm)
 register("slstm", "reference", _reference_slstm.slstm)
 register("qkv_gates", "cpu", _cpu_qkv.qkv_gates, _cpu_qkv.obstacle)

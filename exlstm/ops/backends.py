@@ -19,10 +19,11 @@ BACKENDS = ("reference", "torch", "cpu", "triton")
 
 
 class Implementation(NamedTuple):
-    """A function with the operator's arguments, the state given, and what keeps it from running, if anything does."""
+    """A function with the operator's arguments, the state given; what keeps it from running, if anything; a remark."""
 
     run: Callable[..., Any]
     obstacle: Callable[[torch.device | None], str | None]
+    remark: str
 
 
 _OPERATORS = ("mlstm", "hmlstm", "slstm", "qkv_gates", "gated_norm")
@@ -36,10 +37,15 @@ def register(
     backend: str,
     run: Callable[..., Any],
     obstacle: Callable[[torch.device | None], str | None] = lambda device: None,
+    *,
+    remark: str = "",
 ) -> None:
-    """Make `run` the implementation of `operator` by `backend`; those registered first are preferred."""
+    """Make `run` the implementation of `operator` by `backend`; those registered first are preferred.
+
+    `remark` says in a clause which calls it leaves to another backend.
+    """
     assert backend in BACKENDS
-    _IMPLEMENTATIONS[operator][backend] = Implementation(run, obstacle)
+    _IMPLEMENTATIONS[operator][backend] = Implementation(run, obstacle, remark)
 
 
 def why_unusable(operator: str, backend: str, device: torch.device | None = None) -> str | None:
@@ -101,3 +107,9 @@ def _choose(operator: str, backend: str, device: torch.device) -> str:
 def describe() -> dict[str, dict[str, str | None]]:
     """For every operator and backend: None where it is usable on this machine, else the reason why it is not."""
     return {op: {b: why_unusable(op, b) for b in BACKENDS} for op in _IMPLEMENTATIONS}
+
+
+def remark_on(operator: str, backend: str) -> str:
+    """Which calls a backend leaves to another; empty if none, or if there is no such backend."""
+    implementation = _IMPLEMENTATIONS[operator].get(backend)
+    return "" if implementation is None else implementation.remark

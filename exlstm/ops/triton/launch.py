@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+FLOAT64 = "float64 runs in torch"
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 
 

@@ -4,6 +4,7 @@ The chunkwise form of arXiv 2503.14376 (TFLA): chunks of up to 256 steps, themse
 memories of all chunks together are about as large as the outputs.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
-from exlstm.ops.triton.launch import as_bytes, contiguous, launch, padded, precision
+from exlstm.ops.triton.launch import Launch, as_bytes, contiguous, launch, padded, precision, recorded
 from exlstm.ops.triton.mlstm_step import step
 from exlstm.ops.triton.tuning import tiles_of
 
@@ -102,17 +103,20 @@ def _forward(
         kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
         a_ptr=a, F_ptr=F, top_ptr=M, m_ptr=m, M_ptr=M, u_ptr=u, w_ptr=w, **gates_of,
     )  # fmt: skip
-    tile = call.tiles.states
+    kw, nw = torch.empty_like(k), torch.empty_like(n)
+    call.weight(k, kw, w, nw, w)
+    call.carry(kw, v, nw, kept, C0, n0, C, n, C1, n1, reverse=False)
+    A, tile = call.pairs(q), call.tiles.scores
     launch(
-        kernels.states_kernel, (tile.over_states(call.dk, call.dv), call.rows), **tile.compiled,
-        k_ptr=k, v_ptr=v, w_ptr=w, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
-        BL=tile.s, BK=tile.k, BV=tile.v, **call.sizes, **call.products,
+        kernels.scores_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, a_ptr=a, M_ptr=M, u_ptr=u, document_ptr=documents, n_ptr=n, A_ptr=A, d_ptr=d,
+        scale=call.scale, B=tile.rows, BD=tile.inner, **call.sizes, **call.products,
     )  # fmt: skip
     tile = call.tiles.outputs
     launch(
-        kernels.outputs_kernel, (call.blocks(tile.t) * -(-call.dv // tile.v), *call.over_chunks), **tile.compiled,
-        q_ptr=q, k_ptr=k, v_ptr=v, a_ptr=a, F_ptr=F, M_ptr=M, u_ptr=u, document_ptr=documents, C_ptr=C, n_ptr=n,
-        h_ptr=h, d_ptr=d, scale=call.scale, **tile.blocks, **call.sizes, **call.products,
+        kernels.outputs_kernel, (call.blocks(tile.rows) * tile.across(call.dv), *call.over_chunks), **tile.compiled,
+        q_ptr=q, v_ptr=v, A_ptr=A, F_ptr=F, M_ptr=M, u_ptr=u, d_ptr=d, C_ptr=C, h_ptr=h,
+        scale=call.scale, BT=tile.rows, BV=tile.columns, BD=tile.inner, **call.sizes, **call.products,
     )  # fmt: skip
     m1.copy_(m[:, -1].view_as(m1))
     return h, C1, n1, m1, steps, kept, document, C, n
@@ -158,47 +162,60 @@ def _backward(
     q, k, v, i, f, mask, dh, dC1, dn1 = contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
     call = _Call(q, v, chunk_size, sigmoid)
     a, F, M, u, w, d = steps
-    r, dd, qdq, kdk = torch.empty_like(steps[:4])
-    dC, dn = torch.empty_like(C), torch.empty_like(n)
-    tile = call.tiles.states_backward
-    parts = tile.over_states(call.dk, call.dv)
-    X = kept.new_empty(parts, *kept.shape)
-    at: dict[str, Any] = {"document_ptr": None if reset is None else document, "a_ptr": a, "M_ptr": M, "r_ptr": r}
-    common = {"scale": call.scale, **call.sizes, **call.products}
-    if not sigmoid:
-        steps_at_once, columns = 16, padded(call.dv)
-        launch(
-            kernels.reads_kernel, (-(-call.chunks * call.tiles.chunk // steps_at_once), call.rows), warps=4, stages=1,
-            h_ptr=h, dh_ptr=dh, d_ptr=d, F_ptr=F, M_ptr=M, r_ptr=r, dd_ptr=dd, BT=steps_at_once, BV=columns,
-            DV=call.dv, **call.sizes,
-        )  # fmt: skip
+    r, dd, ur, ud, qdq, kdk = torch.empty_like(steps)
+    common = {**call.sizes, **call.products}
+    rows, columns = 16, padded(call.dv)
     launch(
-        kernels.states_backward_kernel, (parts, call.rows), **tile.compiled,
-        q_ptr=q, dh_ptr=dh, u_ptr=u, r_ptr=r, dd_ptr=dd, kept_ptr=kept, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
-        dC1_ptr=dC1, dn1_ptr=dn1, dC_ptr=dC, dn_ptr=dn, dC0_ptr=dC0, dn0_ptr=dn0, X_ptr=X,
-        BL=tile.s, BK=tile.k, BV=tile.v, **common,
+        kernels.reads_kernel, (-(-call.chunks * call.tiles.chunk // rows), call.rows), warps=4, stages=1,
+        h_ptr=h, dh_ptr=dh, d_ptr=d, F_ptr=F, M_ptr=M, u_ptr=u, r_ptr=r, dd_ptr=dd, ur_ptr=ur, ud_ptr=ud,
+        scale=call.scale, BT=rows, BV=columns, DV=call.dv, NORMALISED=call.normalised, **call.sizes,
+    )  # fmt: skip
+
+    qw, dn_of_chunk = torch.empty_like(q), torch.empty_like(n)
+    call.weight(q, qw, ur, dn_of_chunk, ud)
+    dC, dn = torch.empty_like(C), torch.empty_like(n)
+    call.carry(qw, dh, dn_of_chunk, kept, dC1, dn1, dC, dn, dC0, dn0, reverse=True)
+    X = torch.zeros_like(kept)
+    if call.chunks > 1:
+        launch(
+            kernels.beyond_kernel, (call.chunks - 1, call.rows), warps=8, stages=2,
+            C_ptr=C, n_ptr=n, dC_ptr=dC, dn_ptr=dn, X_ptr=X, N=call.chunks, DK=call.dk, DV=call.dv, BLOCK=4096,
+            BK=padded(call.dk), NORMALISED=call.normalised,
+        )  # fmt: skip
+    if dC1 is not None:
+        X[:, -1] += (dC1 * C1).sum((-1, -2)).flatten()
+    if dn1 is not None and call.normalised:
+        X[:, -1] += (dn1 * n1).sum(-1).flatten()
+
+    A, dS, tile = call.pairs(q), call.pairs(q), call.tiles.scores_backward
+    launch(
+        kernels.scores_backward_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, a_ptr=a, M_ptr=M, r_ptr=r, dd_ptr=dd,
+        document_ptr=None if reset is None else document, A_ptr=A, dS_ptr=dS,
+        scale=call.scale, B=tile.rows, BD=tile.inner, **common,
     )  # fmt: skip
     tile = call.tiles.queries
     launch(
-        kernels.queries_kernel, (call.blocks(tile.t), *call.over_chunks), **tile.compiled,
-        q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, u_ptr=u, dd_ptr=dd, C_ptr=C, n_ptr=n, dq_ptr=dq, qdq_ptr=qdq,
-        **at, **tile.blocks, **common,
+        kernels.queries_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, dh_ptr=dh, dS_ptr=dS, ur_ptr=ur, ud_ptr=ud, C_ptr=C, n_ptr=n, dq_ptr=dq, qdq_ptr=qdq,
+        BT=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
     )  # fmt: skip
     tile = call.tiles.keys
     launch(
-        kernels.keys_kernel, (call.blocks(tile.s), *call.over_chunks), **tile.compiled,
-        q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, w_ptr=w, dd_ptr=dd, dC_ptr=dC, dn_ptr=dn, dk_ptr=dk, kdk_ptr=kdk,
-        **at, **tile.blocks, **common,
+        kernels.keys_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
+        q_ptr=q, k_ptr=k, v_ptr=v, dS_ptr=dS, w_ptr=w, dC_ptr=dC, dn_ptr=dn, dk_ptr=dk, kdk_ptr=kdk,
+        BS=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
     )  # fmt: skip
     tile = call.tiles.values
     launch(
-        kernels.values_kernel, (call.blocks(tile.s) * -(-call.dv // tile.v), *call.over_chunks), **tile.compiled,
-        q_ptr=q, k_ptr=k, dh_ptr=dh, w_ptr=w, dC_ptr=dC, dv_ptr=dv, **at, **tile.blocks, **common,
+        kernels.values_kernel, (call.blocks(tile.rows) * tile.across(call.dv), *call.over_chunks), **tile.compiled,
+        k_ptr=k, dh_ptr=dh, A_ptr=A, w_ptr=w, dC_ptr=dC, dv_ptr=dv,
+        BS=tile.rows, BV=tile.columns, BD=tile.inner, **common,
     )  # fmt: skip
     launch(
         kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
         i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
-        TILES=parts, SIGMOID=sigmoid, **call.sizes,
+        SIGMOID=sigmoid, **call.sizes,
     )  # fmt: skip
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
@@ -284,7 +301,7 @@ class _Call:
     def __init__(self, q: Tensor, v: Tensor, chunk_size: int, sigmoid: bool) -> None:
         self.batch, time, self.heads, self.dk = q.shape
         self.dv, self.scale, self.normalised = v.shape[-1], q.shape[-1] ** -0.5, not sigmoid
-        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, chunk_size)
+        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, self.batch * self.heads, chunk_size)
         self.rows, self.chunks = self.batch * self.heads, -(-time // self.tiles.chunk)
         self.over_chunks = (self.chunks, self.rows)
         self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
@@ -295,6 +312,45 @@ class _Call:
     def blocks(self, size: int) -> int:
         """How many blocks of `size` steps make a chunk."""
         return self.tiles.chunk // size
+
+    def pairs(self, q: Tensor) -> Tensor:
+        """Room for a number of each two steps of a chunk."""
+        return q.new_empty(self.rows, self.chunks, self.tiles.chunk, self.tiles.chunk)
+
+    def weight(self, x: Tensor, weighted: Tensor, by: Tensor, total: Tensor, total_by: Tensor) -> None:
+        """Rows of a sequence times their weights, and their sums over chunks by other weights."""
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        launch(
+            kernels.weighted_kernel, self.over_chunks, warps=8, stages=1,
+            x_ptr=x, by_ptr=by, sum_by_ptr=total_by, out_ptr=weighted, sum_ptr=total,
+            D=self.dk, BD=min(64, padded(self.dk)), SUM=self.normalised, **self.sizes,
+        )  # fmt: skip
+
+    def carry(
+        self,
+        kw: Tensor,
+        v: Tensor,
+        nw: Tensor,
+        kept: Tensor,
+        C0: Tensor | None,
+        n0: Tensor | None,
+        C: Tensor,
+        n: Tensor,
+        C1: Tensor | None,
+        n1: Tensor | None,
+        *,
+        reverse: bool,
+    ) -> None:
+        """A memory from chunk to chunk: C0, n0 before all of them, C, n before each and C1, n1 after all."""
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        tile = self.tiles.states
+        launch(
+            kernels.states_kernel, (-(-self.dk // tile.rows) * tile.across(self.dv), self.rows), **tile.compiled,
+            kw_ptr=kw, v_ptr=v, nw_ptr=nw, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
+            BL=tile.inner, BK=tile.rows, BV=tile.columns, REVERSE=reverse, **self.sizes, **self.products,
+        )  # fmt: skip
 
     def outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:
         """Room for the results of the forward op."""
@@ -323,3 +379,18 @@ def _precision(dtype: torch.dtype) -> str:
 
 def _differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def compile_cases() -> Iterator[Launch]:
+    """The launches of a forward and a backward by every table of tiles, to compile without a GPU."""
+    half = (torch.bfloat16, 256, 512), (torch.bfloat16, 64, 128), (torch.float16, 512, 512)
+    for dtype, dk, dv in (*half, (torch.float32, 256, 512)):
+        batch, time, heads = 32, 300, 2  # enough heads for the whole tiles of the tables
+        q, v = (torch.empty(batch, time, heads, columns, dtype=dtype) for columns in (dk, dv))
+        gate, steps = torch.empty(batch, time, heads, dtype=dtype), torch.ones(batch, time, dtype=torch.bool)
+        initial = [torch.empty(batch, heads, *of_head) for of_head in ((dk, dv), (dk,), ())]
+        with recorded() as launches:
+            h, *kept = _forward(q, q, v, gate, gate, steps, steps, *initial, 0, False)
+            C1, n1, _, *rest = kept
+            _backward(q, q, v, gate, gate, steps, steps, *initial[:2], h, C1, n1, *rest, h, C1, n1, 0, False)
+        yield from launches

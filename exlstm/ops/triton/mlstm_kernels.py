@@ -2,10 +2,13 @@
 
 The maths is that of `exlstm.ops.chunkwise`: with F_t the sum of log f within a chunk and a_s = i_s - F_s,
 
-    A_ts    = exp(a_s - M_t) q_t . k_s / sqrt(DK)                    for visible s
+    A_ts    = E_ts q_t . k_s / sqrt(DK),   E_ts = exp(a_s - M_t)     for visible s
     h_t     = (sum_s A_ts v_s + u_t C_c^T q_t) / (max(|d_t|, exp(-m_t)) + eps),    m_t = F_t + M_t
     d_t     = sum_s A_ts + u_t n_c . q_t
     C_{c+1} = kept_c C_c + sum_s w_s k_s v_s^T                       (n likewise, of k alone)
+
+All exponentials are taken once: A and w_s k_s are written out (A is half as large as q, with chunks of 128 steps and
+256 columns), and what remains are plain products whose operands stream from memory to the tensor cores.
 
 Sequences are [B, T, H, D]; what depends on gates is float32 [B H, N L], one head's steps beside one another, chunks
 filled up with steps that weigh nothing. Where a step is masked, M is inf: then it reads nothing and outputs 0.
@@ -156,12 +159,39 @@ def columns_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
 
 
 @triton.jit
-def states_kernel(
-    k_ptr, v_ptr, w_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr,
-    T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+def weighted_kernel(
+    x_ptr, by_ptr, sum_by_ptr, out_ptr, sum_ptr,
+    T, H, N, D: tl.constexpr, L: tl.constexpr, BD: tl.constexpr, SUM: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the memory of one head, from chunk to chunk; C_ptr [B H, N, DK, DV] None: the last one only."""
+    """The rows x_t of one chunk and head times their weights; and, with SUM, their sum by other weights [B H, N, D]."""
+    c, row = tl.program_id(0), tl.program_id(1)
+    b, head = row // H, row % H
+    chunk = row.to(tl.int64) * N + c
+    step = tl.arange(0, L)
+    t = c * L + step
+    by = tl.load(by_ptr + chunk * L + step)
+    for d0 in range(0, D, BD):
+        d = d0 + tl.arange(0, BD)
+        inside = (t < T)[:, None] & (d < D)[None, :]
+        x = tl.load(rows_of(x_ptr, b, t, head, T, H, D, d), mask=inside, other=0.0).to(tl.float32)
+        out = (x * by[:, None]).to(out_ptr.dtype.element_ty)
+        tl.store(rows_of(out_ptr, b, t, head, T, H, D, d), out, mask=inside)
+        if SUM:
+            total = tl.sum(x * tl.load(sum_by_ptr + chunk * L + step)[:, None], 0)
+            tl.store(sum_ptr + chunk * D + d, total, mask=d < D)
+
+
+@triton.jit
+def states_kernel(
+    kw_ptr, v_ptr, nw_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr,
+    T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    REVERSE: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the memory of one head, from chunk to chunk: that before a chunk goes to C_ptr [B H, N, DK, DV].
+
+    It takes the steps' products kw_t v_t^T, and nw of every chunk. In REVERSE it goes from the last chunk to the first,
+    as gradients do: what comes in is that of the memory after the last chunk, what goes to C_ptr that after a chunk.
+    """
     tile, row = tl.program_id(0), tl.program_id(1)
     tiles: tl.constexpr = (DV + BV - 1) // BV
     b, head = row // H, row % H
@@ -170,41 +200,40 @@ def states_kernel(
     in_d, in_e = d < DK, e < DV
     inside = in_d[:, None] & in_e[None, :]
     first = NORMALISED and tile % tiles == 0
-    at = row.to(tl.int64) * DK * DV + d[:, None] * DV + e[None, :]
+    of_tile = d[:, None] * DV + e[None, :]
+    at = row.to(tl.int64) * DK * DV + of_tile
     C = tl.zeros((BK, BV), tl.float32)
     n = tl.zeros((BK,), tl.float32)
     if C0_ptr is not None:
         C += tl.load(C0_ptr + at, mask=inside, other=0.0)
+    if n0_ptr is not None:
         n += tl.load(n0_ptr + row * DK + d, mask=in_d, other=0.0)
     parts: tl.constexpr = L // BL
-    for block in range(N * parts):  # one loop over blocks of steps, so that loads run ahead from chunk to chunk
-        c = block // parts
-        chunk = row.to(tl.int64) * N + c
-        if block % parts == 0:
-            if C_ptr is not None:
-                to = C_ptr + chunk * DK * DV + d[:, None] * DV + e[None, :]
-                tl.store(to, C.to(C_ptr.dtype.element_ty), mask=inside)
-                if first:
-                    tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
+    for part in range(N * parts):  # one loop over blocks of steps, so that loads run ahead from chunk to chunk
+        block = part
+        if REVERSE:
+            block = N * parts - 1 - part
+        if part % parts == 0:
+            chunk = row.to(tl.int64) * N + block // parts
+            tl.store(C_ptr + chunk * DK * DV + of_tile, C.to(C_ptr.dtype.element_ty), mask=inside)
             kept = tl.load(kept_ptr + chunk)
             C *= kept
-            n *= kept
+            if first:
+                tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
+                n = n * kept + tl.load(nw_ptr + chunk * DK + d, mask=in_d, other=0.0)
         t = block * BL + tl.arange(0, BL)
-        w = tl.load(w_ptr + row.to(tl.int64) * N * L + t)
-        k = tl.load(columns_of(k_ptr, b, t, head, T, H, DK, d), mask=in_d[:, None] & (t < T)[None, :], other=0.0)
+        kw = tl.load(rows_of(kw_ptr, b, t, head, T, H, DK, d), mask=(t < T)[:, None] & in_d[None, :], other=0.0)
         v = tl.load(rows_of(v_ptr, b, t, head, T, H, DV, e), mask=(t < T)[:, None] & in_e[None, :], other=0.0)
-        kw = k.to(tl.float32) * w[None, :]
-        C = tl.dot(kw.to(k.dtype), v, C, input_precision=PRECISION)
-        if NORMALISED:
-            n += tl.sum(kw, 1)
-    tl.store(C1_ptr + at, C, mask=inside)
-    if first:
-        tl.store(n1_ptr + row * DK + d, n, mask=in_d)
+        C = tl.dot(tl.trans(kw), v, C, input_precision=PRECISION)
+    if C1_ptr is not None:
+        tl.store(C1_ptr + at, C, mask=inside)
+        if first:
+            tl.store(n1_ptr + row * DK + d, n, mask=in_d)
 
 
 @triton.jit
 def visible_weights(a, M, s, t, document_s, document_t, DOCUMENTS: tl.constexpr):
-    """exp(a_s - M_t) where step t sees step s, 0 elsewhere; s and t broadcast against one another."""
+    """E_ts where step t sees step s, 0 elsewhere; s and t broadcast against one another."""
     seen = s <= t
     if DOCUMENTS:
         seen = seen & (document_s == document_t)
@@ -212,12 +241,69 @@ def visible_weights(a, M, s, t, document_s, document_t, DOCUMENTS: tl.constexpr)
 
 
 @triton.jit
-def outputs_kernel(
-    q_ptr, k_ptr, v_ptr, a_ptr, F_ptr, M_ptr, u_ptr, document_ptr, C_ptr, n_ptr, h_ptr, d_ptr,
-    T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, BC: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+def products_of(
+    x_ptr, y_ptr, b, t, s, head, T, H, D: tl.constexpr, BT: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """h of BT steps in one tile of BV columns, of one chunk and head; the first tile keeps d for the backward."""
+    """x_t . y_s of all steps t and s: [BT, BS]."""
+    products = tl.zeros((BT, BS), tl.float32)
+    for d0 in range(0, D, BD):
+        d = d0 + tl.arange(0, BD)
+        x = tl.load(rows_of(x_ptr, b, t, head, T, H, D, d), mask=(t < T)[:, None] & (d < D)[None, :], other=0.0)
+        y = tl.load(rows_of(y_ptr, b, s, head, T, H, D, d), mask=(s < T)[:, None] & (d < D)[None, :], other=0.0)
+        products = tl.dot(x, tl.trans(y), products, input_precision=PRECISION)
+    return products
+
+
+@triton.jit
+def scores_kernel(
+    q_ptr, k_ptr, a_ptr, M_ptr, u_ptr, document_ptr, n_ptr, A_ptr, d_ptr,
+    T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BD: tl.constexpr,
+    NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A [B H, N, L, L] in B rows of one chunk and head, but for the blocks that see nothing; and d of their steps."""
+    c, row = tl.program_id(1), tl.program_id(2)
+    b, head = row // H, row % H
+    chunk = row.to(tl.int64) * N + c
+    begin = tl.program_id(0) * B
+    step = begin + tl.arange(0, B)
+    t = c * L + step
+    M = tl.load(M_ptr + chunk * L + step)
+    documents = document_ptr + (b.to(tl.int64) * N + c) * L if document_ptr is not None else document_ptr
+    document = step
+    if document_ptr is not None:
+        document = tl.load(documents + step)
+    d = tl.zeros((B,), tl.float32)
+    if NORMALISED:
+        for x0 in range(0, DK, BD):
+            x = x0 + tl.arange(0, BD)
+            q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=(t < T)[:, None] & (x < DK)[None, :], other=0.0)
+            d += tl.sum(q.to(tl.float32) * tl.load(n_ptr + chunk * DK + x, mask=x < DK, other=0.0)[None, :], 1)
+        d *= tl.load(u_ptr + chunk * L + step) * scale
+    for s0 in range(0, tl.minimum(begin + B, T - c * L), B):
+        source = s0 + tl.arange(0, B)
+        document_s = source
+        if document_ptr is not None:
+            document_s = tl.load(documents + source)
+        A = products_of(q_ptr, k_ptr, b, t, c * L + source, head, T, H, DK, B, B, BD, PRECISION)
+        a = tl.load(a_ptr + chunk * L + source)
+        A *= scale * visible_weights(
+            a[None, :], M[:, None], source[None, :], step[:, None], document_s[None, :], document[:, None],
+            document_ptr is not None,
+        )  # fmt: skip
+        d += tl.sum(A, 1)
+        tl.store(A_ptr + (chunk * L + step)[:, None] * L + source[None, :], A.to(A_ptr.dtype.element_ty))
+    if NORMALISED:
+        tl.store(d_ptr + chunk * L + step, d)
+
+
+@triton.jit
+def outputs_kernel(
+    q_ptr, v_ptr, A_ptr, F_ptr, M_ptr, u_ptr, d_ptr, C_ptr, h_ptr,
+    T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr,
+    BD: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """h of BT steps in one tile of BV columns, of one chunk and head."""
     tile, c, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     tiles: tl.constexpr = (DV + BV - 1) // BV
     b, head = row // H, row % H
@@ -227,54 +313,22 @@ def outputs_kernel(
     step = begin + tl.arange(0, BT)
     t = c * L + step
     here, in_e = (t < T)[:, None], (e < DV)[None, :]
-    M = tl.load(M_ptr + chunk * L + step)
-    document = step
-    if document_ptr is not None:
-        document = tl.load(document_ptr + (b.to(tl.int64) * N + c) * L + step)
 
     h = tl.zeros((BT, BV), tl.float32)
-    d = tl.zeros((BT,), tl.float32)
-    for x0 in range(0, DK, BC):
-        x = x0 + tl.arange(0, BC)
-        q_part = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
-        C = tl.load(C_ptr + chunk * DK * DV + x[:, None] * DV + e[None, :], mask=(x < DK)[:, None] & in_e, other=0.0)
-        h = tl.dot(q_part.to(C.dtype), C, h, input_precision=PRECISION)
-        if NORMALISED:
-            n = tl.load(n_ptr + chunk * DK + x, mask=x < DK, other=0.0)
-            d += tl.sum(q_part.to(tl.float32) * n[None, :], 1)
-    u = tl.load(u_ptr + chunk * L + step) * scale
-    h *= u[:, None]
-    d *= u
-
-    parts: tl.constexpr = (DK + BK - 1) // BK
-    if parts == 1:  # the tile stays loaded
-        x = tl.arange(0, BK)
+    for x0 in range(0, DK, BD):
+        x = x0 + tl.arange(0, BD)
         q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
-    for s0 in range(0, tl.minimum(begin + BT, T - c * L), BS):
-        source = s0 + tl.arange(0, BS)
+        C = tl.load(C_ptr + chunk * DK * DV + x[:, None] * DV + e[None, :], mask=(x < DK)[:, None] & in_e, other=0.0)
+        h = tl.dot(q.to(C.dtype), C, h, input_precision=PRECISION)
+    h *= (tl.load(u_ptr + chunk * L + step) * scale)[:, None]
+    for s0 in range(0, tl.minimum(begin + BT, T - c * L), BD):
+        source = s0 + tl.arange(0, BD)
         s = c * L + source
-        A = tl.zeros((BT, BS), tl.float32)
-        for part in tl.static_range(parts):
-            x = part * BK + tl.arange(0, BK)
-            if parts > 1:
-                q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & (x < DK)[None, :], other=0.0)
-            k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=(s < T)[:, None] & (x < DK)[None, :], other=0.0)
-            A = tl.dot(q, tl.trans(k), A, input_precision=PRECISION)
-        a = tl.load(a_ptr + chunk * L + source)
-        document_s = source
-        if document_ptr is not None:
-            document_s = tl.load(document_ptr + (b.to(tl.int64) * N + c) * L + source)
-        A *= scale * visible_weights(
-            a[None, :], M[:, None], source[None, :], step[:, None], document_s[None, :], document[:, None],
-            document_ptr is not None,
-        )  # fmt: skip
-        d += tl.sum(A, 1)
+        A = tl.load(A_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         v = tl.load(rows_of(v_ptr, b, s, head, T, H, DV, e), mask=(s < T)[:, None] & in_e, other=0.0)
-        h = tl.dot(A.to(v.dtype), v, h, input_precision=PRECISION)
-
+        h = tl.dot(A, v, h, input_precision=PRECISION)
     if NORMALISED:
-        m = tl.load(F_ptr + chunk * L + step) + M
+        m = tl.load(F_ptr + chunk * L + step) + tl.load(M_ptr + chunk * L + step)
+        d = tl.load(d_ptr + chunk * L + step)
         h /= (tl.maximum(tl.abs(d), tl.exp(tl.minimum(-m, LARGEST_FLOOR))) + EPS)[:, None]
-        if tile % tiles == 0:
-            tl.store(d_ptr + chunk * L + step, d)
     tl.store(rows_of(h_ptr, b, t, head, T, H, DV, e), h.to(h_ptr.dtype.element_ty), mask=here & in_e)

@@ -61,7 +61,7 @@ def test_widths_that_no_tile_divides_equal_the_reference(device, dk, dv, monkeyp
 def test_tiles_of_part_of_the_columns_give_the_same(device, columns, monkeypatch):
     from exlstm.ops.triton import tuning
 
-    small = [tile._replace(t=16, s=16, k=columns, v=columns, c=16) for tile in tuning._FLOAT32[1:]]
+    small = [tile._replace(rows=16, columns=columns, inner=16) for tile in tuning._FLOAT32[1:]]
     monkeypatch.setattr(tuning, "_FLOAT32", tuning.Tiles(32, *small))
     monkeypatch.setattr("tests.ops.cases.DK", 40)
     monkeypatch.setattr("tests.ops.cases.DV", 33)
