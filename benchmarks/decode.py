@@ -15,6 +15,7 @@ from benchmarks.measure import ROOT
 from benchmarks.train import OPERATORS
 from benchmarks.work import Work
 from exlstm.layers.block import Style
+from exlstm.models import LanguageModel
 from exlstm.models.decoder import Decoder
 from exlstm.ops.cpu.step import Weights
 
@@ -77,7 +78,7 @@ def exlstm_trained(*, pattern: str, style: Style, weights: Weights, steps: int) 
     return Work(lambda: decoder.step(token), {"parameters": lm.parameters(model), **facts})
 
 
-def decoder_of(model: lm.LanguageModel, *, batch: int = 1, weights: Weights) -> Decoder:
+def decoder_of(model: LanguageModel, *, batch: int = 1, weights: Weights) -> Decoder:
     """The decoder of a language model."""
     return Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch, weights=weights)
 
@@ -144,7 +145,7 @@ def _ours(letter: str, style: Style) -> Contestant:
 
 
 @torch.no_grad()
-def _agree(model: lm.LanguageModel, decoder: Decoder, state: Any, token: Tensor) -> None:
+def _agree(model: LanguageModel, decoder: Decoder, state: Any, token: Tensor) -> None:
     """Raise DisagreementError unless the decoder's next logits are the model's."""
     decoder.load(state)
     expected = model(token[:, None], state)[0][:, 0]
@@ -153,7 +154,7 @@ def _agree(model: lm.LanguageModel, decoder: Decoder, state: Any, token: Tensor)
         raise DisagreementError(f"the decoder's logits differ from the model's by {error:.1e}")
 
 
-def _train(model: lm.LanguageModel, text: Tensor, steps: int) -> None:
+def _train(model: LanguageModel, text: Tensor, steps: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):

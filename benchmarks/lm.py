@@ -1,7 +1,7 @@
 """The language models that are trained and decoded: ours, and what is the same for all."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,19 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.work import Work
 from exlstm.layers.block import Style
-from exlstm.models import LanguageModel
+
+if TYPE_CHECKING:  # models need packages that operators do not
+    from exlstm.models import LanguageModel
 
 WIDTH, BLOCKS, HEADS, VOCABULARY = 256, 6, 4, 2048
 DECODED = 16  # tokens in one call
 PIECE = 1024  # tokens read at once before decoding
 
 
-def language_model(pattern: str, style: Style) -> LanguageModel:
+def language_model(pattern: str, style: Style) -> "LanguageModel":
     """Ours."""
+    from exlstm.models import LanguageModel
+
     return LanguageModel(vocabulary=VOCABULARY, pattern=pattern, width=WIDTH, heads=HEADS, style=style)
 
 

@@ -30,7 +30,7 @@ def machine() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of what computes, and the backend that serves each of our operators."""
-    found = {"exlstm": f"{__version__}{_commit()}", "python": platform.python_version()}
+    found = {"exlstm": f"{__version__}{commit()}", "python": platform.python_version()}
     for name in ("torch", *peers.PEERS):
         found[name] = peers.version(name) or "not installed"
     return found | {"backends of exlstm": _backends()}
@@ -75,7 +75,7 @@ def _cpuinfo() -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of this checkout, and whether files differ from it; empty outside of git."""
     root = Path(__file__).resolve().parents[1]
     try:

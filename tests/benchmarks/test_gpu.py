@@ -1,0 +1,234 @@
+"""The script for a GPU, as far as a machine without one can tell: checks, processes, times and the page."""
+
+import json
+import math
+import os
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu, gpu_checks, gpu_report, gpu_work, gpu_workers
+from benchmarks.gpu_report import Results
+from benchmarks.gpu_workers import Task
+from exlstm.ops import mlstm
+
+LENGTHS = (1024, 65536)
+CASE = gpu_checks.small_cases("mlstm", 1)[1]
+
+
+def unable(value: int) -> dict[str, int]:
+    """What goes on in a worker: a result, or what may go wrong."""
+    match value:
+        case -1:
+            raise RuntimeError("an illegal memory access")
+        case -2:
+            os._exit(3)
+        case -3:
+            time.sleep(60)
+        case -4:
+            raise ValueError("shapes do not fit")
+    return {"twice": 2 * value, "process": os.getpid()}
+
+
+def test_without_gpu_and_interpreter_it_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err.count(".") == 1
+
+
+def test_a_quick_run_compares_with_float64_and_writes_what_it_found(tmp_path, capsys):
+    pytest.importorskip("triton")
+    assert gpu.main(["--quick", "--only", "mlstm", "--out", str(tmp_path), "--seed", "8", "--commit", "abc"]) == 0
+    (data,) = tmp_path.glob("GPU-*-quick.json")
+    found = json.loads(data.read_text())
+    assert (found["seed"], found["commit"]) == ("8", "abc")
+    assert [row["passed"] for row in found["checks"]] == [True] * 3
+    assert not any(row["value"] for row in found["promises"])
+    assert "| mlstm | exp | float32 | 1 of 1 | 0 |" in capsys.readouterr().out
+
+
+def test_a_part_that_there_is_not_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        gpu.main(["--only", "nonsense"])
+    assert "unknown: nonsense; there are mlstm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 1.01, lambda x: x * math.nan])
+def test_a_kernel_that_is_off_fails(monkeypatch, change):
+    def off(*tensors, backend, **options):
+        h, state = mlstm(*tensors, backend="torch", **options)
+        return (change(h) if backend == "triton" else h), state
+
+    monkeypatch.setitem(gpu_checks.OPERATORS, "mlstm", off)
+    found = gpu_checks.check(**CASE)
+    assert not found["passed"]
+    assert found["ratio"] > gpu_checks.MOST
+
+
+def test_a_kernel_whose_bits_change_fails(monkeypatch):
+    calls = []
+
+    def restless(*tensors, backend, **options):
+        calls.append(backend)
+        h, state = mlstm(*tensors, backend="torch", **options)
+        return (h + 1e-7 * len(calls) if backend == "triton" else h), state
+
+    monkeypatch.setitem(gpu_checks.OPERATORS, "mlstm", restless)
+    found = gpu_checks.check(**CASE)
+    assert (found["passed"], found["same_bits"]) == (False, False)
+    assert found["ratio"] <= gpu_checks.MOST
+
+
+@pytest.mark.parametrize("operator", gpu_report.OPERATORS)
+def test_checks_cover_what_is_timed_and_odd_widths_in_every_type(operator):
+    cases = gpu_checks.cases(operator, 1)
+    assert {case["dtype"] for case in cases} == set(gpu_checks.DTYPES)
+    widths = {(case["dk"], case["dv"]) for case in cases if case["dtype"] == "bfloat16"}
+    assert widths >= ({(64, 0), (192, 0), (128, 0), (17, 0)} if operator == "slstm" else {*gpu.SHAPES, (24, 17)})
+    assert {case["time"] for case in cases} >= {1, 17, 64, 257}
+
+
+def test_what_fails_takes_no_other_case_along():
+    rows = []
+    tasks = [Task("tests.benchmarks.test_gpu:unable", [{"value": v} for v in (1, -1, 2, -2, 3, -4, 4)])]
+    tasks.append(Task("tests.benchmarks.test_gpu:unable", [{"value": 5}]))
+    gpu_workers.run(tasks, rows.append, processes=2, until=time.monotonic() + 300)
+    found = {row["value"]: row for row in rows}
+    assert {value: row["twice"] for value, row in found.items() if value > 0} == {v: 2 * v for v in (1, 2, 3, 4, 5)}
+    assert found[-1]["problem"] == "RuntimeError: an illegal memory access"
+    assert found[-2]["problem"] == "its process died (exit code 3)"
+    assert found[-4]["problem"] == "ValueError: shapes do not fit"
+    assert found[1]["process"] != found[2]["process"]
+
+
+@pytest.mark.slow
+def test_a_case_that_hangs_is_ended_and_the_next_one_begun():
+    rows = []
+    tasks = [Task("tests.benchmarks.test_gpu:unable", [{"value": -3}, {"value": 1}])]
+    gpu_workers.run(tasks, rows.append, processes=1, until=time.monotonic() + 300, limit=20)
+    assert rows[0]["problem"] == "no answer within 20 s"
+    assert rows[1]["twice"] == 2
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_there_is_no_time_for_is_in_the_results(processes):
+    rows = []
+    tasks = [Task("tests.benchmarks.test_gpu:unable", [{"value": 1}, {"value": 2}])]
+    gpu_workers.run(tasks, rows.append, processes=processes, until=time.monotonic() - 1)
+    assert rows == [{"value": 1, "problem": "out of time"}, {"value": 2, "problem": "out of time"}]
+
+
+def test_times_are_medians_of_calls_that_take_turns():
+    made, asked = [], []
+
+    def clock(calls):
+        asked.append(len(calls))
+        for call in calls:
+            call()
+        return [0.1] * (len(calls) - 1) + [0.7]
+
+    found = gpu_work.measure([lambda: made.append("a"), lambda: made.append("b")], clock, seconds=0.5)
+    assert found == {"seconds": 0.1, "lowest": 0.1, "highest": 0.7, "calls": 5}
+    assert asked == [2, 5]
+    assert "".join(made) == "ab" + "ab" + "ababa"
+
+
+@pytest.mark.parametrize("mode", ["forward", "both"])
+@pytest.mark.parametrize(
+    ("who", "sizes"),
+    [
+        ("mlstm torch", {"dk": 8, "dv": 16}),
+        ("flash attention", {"dk": 8, "dv": 16}),
+        ("slstm torch", {"heads": 2, "width": 8}),
+        ("nn.LSTM", {"heads": 2, "width": 8}),
+    ],
+)
+def test_contestants_run(who, sizes, mode, monkeypatch):
+    monkeypatch.setattr(gpu_work, "MOST", 3)
+    if torch.cuda.is_available():
+        pytest.skip("sizes are those for a CPU")
+    found = gpu_work.timed(who, mode, clock=gpu_work.host_clock, batch=1, time=16, **sizes)
+    assert found["lowest"] <= found["seconds"] <= found["highest"]
+
+
+def time_row(who, seconds, mode="both", **sizes):
+    return {"who": who, "mode": mode, "seconds": seconds, **sizes}
+
+
+@pytest.fixture
+def results() -> Results:
+    """A run in which ours takes 1 s wherever it was timed."""
+    found = Results()
+    for operator in ("mlstm", "hmlstm", "slstm"):
+        for case in gpu_checks.cases(operator, 1):
+            errors = {"tensor": "h", "error": 1e-3, "torch": 1e-3, "ratio": 1.0, "same_bits": True, "passed": True}
+            found.rows["checks"].append(case | errors)
+    rows = found.rows["times"]
+    for dk, dv in gpu.SHAPES:
+        for length in LENGTHS:
+            sizes = {"batch": 65536 // length, "time": length, "dk": dk, "dv": dv}
+            for mode in ("forward", "both"):
+                rows.append(time_row("mlstm", 1.0, mode, **sizes))
+                rows.append(time_row("xl_chunk 128", 1.3, mode, **sizes))
+                rows.append(time_row("xl_chunk 256", 1.1 if length == 1024 else 1.5, mode, **sizes))
+            rows.append(time_row("flash attention", length / 10000, **sizes))
+            rows.append(time_row("hmlstm", 2.5, **sizes))
+            rows.append({"who": "log-linear attention", "mode": "both", **sizes, "problem": "ImportError: no fla"})
+    sizes = {"batch": 16, "heads": 4, "width": 64}
+    rows.append(time_row("slstm", 1.0, time=1024, **sizes))
+    rows.append(time_row("slstm + Linear", 1.2, time=1024, **sizes))
+    rows.append(time_row("nn.LSTM", 1.5, time=1024, **sizes))
+    rows.append(time_row("slstm torch", 2.0, time=128, **sizes))
+    found.rows["rates"] = [{"what": "copy", "rate": 3e12}, {"what": "product", "rate": 8e14}]
+    step = {"seconds": 1e-3, "bytes": 2.6e9, "bandwidth": 2.6e12, "share": 0.87, "passed": True}
+    found.rows["decode"] = [{"batch": 1, **step}, {"batch": 64, "problem": "out of time"}]
+    return found
+
+
+def verdicts(results: Results) -> dict[str, tuple[float | None, str]]:
+    return {one.text: (one.value, one.verdict) for one in gpu_report.promises(results, LENGTHS)}
+
+
+def test_promises_stand_beside_the_worst_that_was_measured(results):
+    found = verdicts(results)
+    shape = "DK 256, DV 512"
+    assert found[f"mLSTM forward over TFLA xl_chunk (its best variant), {shape}"] == (1.1, "not met")
+    assert found[f"mLSTM over flash attention at T = 65536, {shape}"] == (6.5536, "met")
+    assert found[f"time of hmlstm over that of mLSTM at T = 65536, {shape}"] == (2.5, "not met")
+    assert found[f"hmlstm over log-linear attention, {shape}"] == (None, "not measured")
+    assert found["sLSTM forward and backward over a loop of torch calls"] == (16.0, "met")
+    assert found["sLSTM and its input product over nn.LSTM by cuDNN"] == (1.25, "met")
+    share = "share of the measured bandwidth in a decode step of a 1.3 B model"
+    assert found[f"{share}, B = 1"] == (0.87, "met")
+    assert found[f"{share}, B = 64"] == (None, "not measured: out of time")
+
+
+def test_no_time_counts_for_an_operator_that_failed_a_check(results):
+    failing = next(row for row in results.rows["checks"] if row["operator"] == "mlstm" and row["dtype"] == "float32")
+    failing["passed"] = False
+    void = {text: verdict for text, (_, verdict) in verdicts(results).items() if "mLSTM" in text or "model" in text}
+    assert all("checks of mlstm failed" in v or v.startswith("not measured") for v in void.values())
+    assert verdicts(results)["sLSTM forward and backward over a loop of torch calls"][1] == "met"
+
+
+def test_checks_there_was_no_time_for_are_counted_apart(results):
+    late = [row for row in results.rows["checks"] if row["operator"] == "hmlstm" and row["time"] == 64]
+    for row in late:
+        for name in ("error", "torch", "ratio", "passed"):
+            del row[name]
+        row["problem"] = "out of time"
+    assert not results.failed("hmlstm")
+    in_bfloat16 = sum(row["dtype"] == "bfloat16" for row in late)
+    assert f"| hmlstm | exp | bfloat16 | 20 of 20 | {in_bfloat16} |" in gpu_report.check_table(results)
+
+
+def test_the_page_has_the_times_the_promises_and_what_was_not_measured(results, tmp_path):
+    page = gpu_report.write(tmp_path, "GPU-x", {"card": "a card"}, results, LENGTHS).read_text()
+    assert "| ms, forward and backward, DK 64, DV 128 | 64 x 1024 | 1 x 65536 |" in page
+    assert "| xl_chunk 256 | 1.1e+03 | 1.5e+03 |" in page
+    assert "| B = 1 | 1.000 ms | 2.60 GB, 2.60 TB/s | 87% |" in page
+    assert "log-linear attention" in page.partition("## Not measured")[2]
+    assert "- decode: 1 not reached in the time given" in page
+    assert json.loads((tmp_path / "GPU-x.json").read_text())["card"] == "a card"
