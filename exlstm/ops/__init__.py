@@ -19,6 +19,7 @@ from exlstm.ops.reference import mlstm as _reference_mlstm
 from exlstm.ops.reference import qkv as _reference_qkv
 from exlstm.ops.reference import slstm as _reference_slstm
 from exlstm.ops.slstm import SLSTMState, slstm
+from exlstm.ops.triton import hmlstm as _triton_hmlstm
 from exlstm.ops.triton import launch as _triton
 from exlstm.ops.triton import mlstm as _triton_mlstm
 from exlstm.ops.triton import slstm as _triton_slstm
@@ -29,6 +30,8 @@ register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
+# After torch until it has run on a GPU: so far it is known from the interpreter and the compiler.
+register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=f"only when asked for; {_triton.FLOAT64}")
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "triton", _triton_slstm.slstm, _triton.obstacle, remark=_triton_slstm.REMARK)

@@ -47,6 +47,13 @@ class HMLSTMState(NamedTuple):
         position = torch.zeros(batch, dtype=torch.int64, device=device)
         return cls(zeros(levels, dk, dv), zeros(levels, dk), zeros(levels), zeros(), position)
 
+    @classmethod
+    def empty_for(cls, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor) -> "HMLSTMState":
+        """A memory that holds nothing, for a call of `hmlstm`."""
+        batch, _, heads, dk = q.shape
+        dtype = state_dtype(q, k, v, i, f, level)
+        return cls.empty(batch, heads, level.shape[-1], dk, v.shape[-1], dtype=dtype, device=q.device)
+
 
 def hmlstm(
     q: Tensor,
@@ -109,9 +116,7 @@ def hmlstm(
         raise ValueError("level must have at least one level in its last axis, got 0")
     if chunk_size is not None and (chunk_size < 1 or chunk_size & (chunk_size - 1)):
         raise ValueError(f"chunk_size must be a power of two, got {chunk_size}")
-    if state is None:
-        state = HMLSTMState.empty(batch, heads, levels, dk, dv, dtype=dtype, device=q.device)
-    else:
+    if state is not None:
         check_shape("state.C", state.C, (batch, heads, levels, dk, dv), "[B, H, levels, DK, DV]")
         check_shape("state.n", state.n, (batch, heads, levels, dk), "[B, H, levels, DK]")
         check_shape("state.m", state.m, (batch, heads, levels), "[B, H, levels]")

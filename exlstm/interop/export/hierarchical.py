@@ -24,7 +24,7 @@ def hmlstm(
     i: Tensor,
     f: Tensor,
     level: Tensor,
-    state: HMLSTMState,
+    state: HMLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
@@ -32,6 +32,7 @@ def hmlstm(
 ) -> tuple[Tensor, HMLSTMState]:
     """`exlstm.ops.hmlstm`, all steps at once; `chunk_size` has no meaning here."""
     assert reset is None, "graphs are traced without resets"
+    state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     if isinstance(q.shape[1], int) and q.shape[1] == 1 and mask is None:
         return reference.hmlstm(q, k, v, i, f, level, state)
     C, n, m, log_decay, begin = state

@@ -28,13 +28,14 @@ def hmlstm(
     i: Tensor,
     f: Tensor,
     level: Tensor,
-    state: HMLSTMState,
+    state: HMLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, HMLSTMState]:
     """`exlstm.ops.hmlstm` in chunks of `chunk_size` steps."""
+    state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     batch, time, _, dk = q.shape
     if time == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)

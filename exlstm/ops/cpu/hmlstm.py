@@ -29,7 +29,7 @@ def hmlstm(
     i: Tensor,
     f: Tensor,
     level: Tensor,
-    state: HMLSTMState,
+    state: HMLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
@@ -39,6 +39,7 @@ def hmlstm(
 
     The kernel begins with empty memories; a call that goes on from a state that holds something is chunkwise's.
     """
+    state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     time, dtype = q.shape[1], state.C.dtype
     if time == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)

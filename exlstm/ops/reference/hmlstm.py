@@ -15,13 +15,14 @@ def hmlstm(
     i: Tensor,
     f: Tensor,
     level: Tensor,
-    state: HMLSTMState,
+    state: HMLSTMState | None,
     *,
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, HMLSTMState]:
     """`exlstm.ops.hmlstm` by recurrence; `chunk_size` has no meaning here."""
+    state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     outputs = []
     for t in range(q.shape[1]):
         if reset is not None:

@@ -17,8 +17,10 @@ SPILLED = 1280  # bytes a thread block spills at most: those of the widest heads
     ("operator", "target"),
     [
         ("mlstm", "cuda"),
+        ("hmlstm", "cuda"),
         ("slstm", "cuda"),
         pytest.param("mlstm", "hip", marks=pytest.mark.slow),
+        pytest.param("hmlstm", "hip", marks=pytest.mark.slow),
         pytest.param("slstm", "hip", marks=pytest.mark.slow),
     ],
 )

@@ -1,0 +1,439 @@
+"""Hierarchical mLSTM on chunks as Triton kernels: products on tensor cores, memories in a Fenwick tree.
+
+The kernels read and write sequences through index tables (`hmlstm_tables`), so that rows with masks, resets and states
+are not realigned; without these the tables follow from shapes, and nothing waits for the GPU.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.backends import constant_when_compiled
+from exlstm.ops.checks import state_dtype
+from exlstm.ops.chunkwise import hmlstm as chunkwise
+from exlstm.ops.chunkwise.layout import Layout
+from exlstm.ops.hmlstm import HMLSTMState
+from exlstm.ops.reference import hmlstm as reference
+from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
+from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
+from exlstm.ops.triton.launch import Launch, contiguous, launch, padded, precision, recorded
+
+LARGEST_CHUNK = 256
+SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
+
+
+def hmlstm(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    state: HMLSTMState | None,
+    *,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, HMLSTMState]:
+    """`exlstm.ops.hmlstm` in chunks of about `chunk_size` steps: 16 to 256. `state` None is an empty memory.
+
+    Float64 is left to the torch backend, for a GPU has no tensor cores for it worth the name.
+    """
+    batch, time, _, dk = q.shape
+    levels, dtype = level.shape[-1], state_dtype(q, k, v, i, f, level)
+    common = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
+    tiles = tiles_of(common, dk, v.shape[-1], time, chunk_size)
+    if time == 1:
+        return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
+    if dtype == torch.float64:
+        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
+    empty = state is None or not bool((state.position > 0).any())
+    begun, held, layout = None, None, None
+    if empty and mask is None and reset is None:
+        tables, counts = _tables_of_full_rows(batch, time, tiles.chunk, levels, q.device)
+    else:
+        before = state or HMLSTMState.empty_for(q, k, v, i, f, level)
+        begun = before.position & ((1 << (levels - 1)) - 1)
+        layout = Layout.of(batch, time, tiles.chunk, begun, mask, reset)
+        if layout.chunks == 0:  # no step is present
+            return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=tiles.chunk)
+        held = None if empty else _held(before, tiles.chunk)
+        tables, counts = tables_of(layout, batch, levels, begun, held)
+    qkv = (x.to(common) for x in (q, k, v))
+    memory = [None, None, None] if state is None or empty else state[:3]
+    decay0 = None if state is None else state.log_decay
+    h, C, n, m, decay, *_ = _forward(
+        *qkv, i, f, level, *memory, decay0, mask, reset, begun, list(tables), counts, chunk_size or 0
+    )
+    h = h.to(v.dtype)
+    if layout is None or begun is None:
+        decay = decay if decay0 is None else decay + decay0
+        position = torch.full((batch,), time, dtype=torch.int64, device=q.device)
+        return h, HMLSTMState(C, n, m, decay, position)
+    goes_on = torch.where(layout.emptied, 0, 1)
+    computed = HMLSTMState(
+        C, n, m, decay + goes_on[:, None] * before.log_decay, layout.position + goes_on * (before.position - begun)
+    )
+    untouched = layout.last == layout.chunks  # the row's last document has no step here
+    ended = untouched & layout.emptied
+
+    def choose(new: Tensor, old: Tensor) -> Tensor:
+        rows = (-1, *[1] * (new.dim() - 1))
+        return torch.where(ended.view(rows), 0, torch.where(untouched.view(rows), old, new))
+
+    return h, HMLSTMState(*(choose(x, y) for x, y in zip(computed, before, strict=True)))
+
+
+@constant_when_compiled
+def _tables_of_full_rows(
+    batch: int, time: int, size: int, levels: int, device: torch.device
+) -> tuple[Tables, tuple[int, ...]]:
+    return tables_of_full_rows(batch, time, size, levels, device)
+
+
+def _held(state: HMLSTMState, size: int) -> Tensor:
+    """Which slots hold something, bool [B, S]: if a chunk has more levels than the state, put in before the last."""
+    levels = state.m.shape[-1]
+    held = reference.held_slots(state.position, levels)
+    missing = max(0, size.bit_length() - levels)
+    return torch.cat([held[:, :-1], held.new_zeros(len(held), missing), held[:, -1:]], 1)
+
+
+class _Call:
+    """The sizes of a call and what its launches have in common."""
+
+    def __init__(self, q: Tensor, v: Tensor, level: Tensor, tables: Sequence[Tensor], chunk_size: int) -> None:
+        self.batch, self.time, self.heads, self.dk = q.shape
+        self.dv, self.levels, self.scale = v.shape[-1], level.shape[-1], q.shape[-1] ** -0.5
+        self.tiles: Tiles = tiles_of(q.dtype, self.dk, self.dv, self.time, chunk_size)
+        self.at = Tables(*tables)
+        self.chunks, self.memories, self.columns = len(self.at.steps), len(self.at.order), self.at.read.shape[1]
+        self.inside = self.tiles.chunk.bit_length() - 1
+        # Sums over all steps: float16 could not hold them.
+        self.memory_dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
+        tf32 = q.dtype == torch.float16 and torch.version.hip is None  # which keeps all bits of float16
+        self.widths = {"DK": self.dk, "DV": self.dv}
+        self.sizes: dict[str, Any] = {"steps_ptr": self.at.steps, "H": self.heads, "L": self.tiles.chunk}
+        self.products = {"PRECISION": "tf32" if tf32 else precision(q.dtype)}
+        self.table = {"R": self.columns, "INSIDE": self.inside}
+        self.over_chunks = (self.chunks, self.heads)
+
+    def grid(self, programs: int) -> tuple[int, int]:
+        """So many programs for every chunk and head."""
+        return self.chunks * programs, self.heads
+
+    def outputs(self, v: Tensor, all_present: bool) -> tuple[Tensor, ...]:
+        """Room for the results of the forward op."""
+        real, double = torch.float32, torch.float64
+        M, N, H, L = self.chunks, self.memories, self.heads, self.tiles.chunk
+        slots = (self.batch, H, self.levels)
+        return (
+            v.new_empty(v.shape) if all_present else v.new_zeros(v.shape),
+            v.new_empty(*slots, self.dk, self.dv, dtype=real),
+            v.new_empty(*slots, self.dk, dtype=real),
+            v.new_empty(slots, dtype=real),
+            v.new_empty(slots[:2], dtype=real),
+            v.new_empty(4, M, H, L, dtype=real),
+            v.new_empty(M, H, self.inside + 1 + self.columns, L, dtype=real),
+            v.new_empty(N, H, self.dk, self.dv, dtype=self.memory_dtype),
+            v.new_empty(N, H, self.dk, dtype=real),
+            v.new_empty(N, H, dtype=double),
+            v.new_empty(M + 1, H, dtype=double),
+            v.new_empty(slots, dtype=double),
+        )
+
+
+@torch.library.custom_op("exlstm::hmlstm_triton", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    m0: Tensor | None,
+    decay0: Tensor | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    begun: Tensor | None,
+    tables: Sequence[Tensor],
+    counts: Sequence[int],
+    chunk_size: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """h, C, n, m of the final state, the sum of log f in a row's last document, and what the backward needs.
+
+    That is a, F, M, d of all steps, the table of weights, all memories' C, n and G, the sum of log f before every
+    chunk, and G of the final state.
+    """
+    from exlstm.ops.triton import hmlstm_kernels as kernels
+
+    q, k, v, i, f, level, decay0 = contiguous(q, k, v, i, f, level, decay0)
+    call = _Call(q, v, level, tables, chunk_size)
+    at, tiles = call.at, call.tiles
+    h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1 = call.outputs(v, mask is None)
+    a, F, M, d = steps
+    totals = torch.empty_like(elapsed[1:])
+    launch(
+        kernels.gates_kernel, call.over_chunks, warps=4, stages=1,
+        i_ptr=i, f_ptr=f, a_ptr=a, F_ptr=F, total_ptr=totals, **call.sizes,
+    )  # fmt: skip
+    elapsed[0] = 0
+    torch.cumsum(totals, 0, out=elapsed[1:])
+    if C0 is not None and n0 is not None and m0 is not None:
+        base = elapsed[at.first]
+        for x, y, fill in ((C, C0, 0.0), (n, n0, 0.0), (G, m0.double() - base[..., None], -torch.inf)):
+            slots = x[call.chunks :].unflatten(0, at.held.shape)
+            slots.fill_(fill)
+            slots[: call.levels - 1] = y.movedim(2, 0)[:-1]
+            slots[-1] = y.movedim(2, 0)[-1]
+        G[call.chunks :].unflatten(0, at.held.shape).masked_fill_(at.held[..., None] == 0, -torch.inf)
+    tile = tiles.memories
+    programs = tile.across(call.dk, call.dv)
+    memories: dict[str, Any] = {
+        "k_ptr": k, "v_ptr": v, "a_ptr": a, "elapsed_ptr": elapsed, "C_ptr": C, "n_ptr": n, "G_ptr": G,
+        "order_ptr": at.order, "slot_chunk_ptr": at.slot_chunk, "slot_steps_ptr": at.slot_steps,
+        "C1_ptr": C1, "n1_ptr": n1, "m1_ptr": m1, "G1_ptr": G1, "slots": call.batch * call.levels,
+        "LEVELS": call.levels, **tile.blocks, **call.sizes, **call.widths, **call.products,
+    }  # fmt: skip
+    begin = call.chunks
+    for count in reversed(counts):  # from the smallest memories, of which larger ones are made
+        begin -= count
+        if count > 0:
+            launch(
+                kernels.memories_kernel, (count * programs, call.heads), **tile.compiled, **memories,
+                source_ptr=at.source, sources_ptr=at.sources, S=at.source.shape[1], begin=begin, FINAL=False,
+            )  # fmt: skip
+    launch(
+        kernels.memories_kernel, (call.batch * call.levels * programs, call.heads), **tile.compiled, **memories,
+        source_ptr=at.slot_source, sources_ptr=at.slot_sources, S=at.slot_source.shape[1], begin=0, FINAL=True,
+    )  # fmt: skip
+    launch(
+        kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
+        a_ptr=a, level_ptr=level, elapsed_ptr=elapsed, start_ptr=at.start, going_on_ptr=at.going_on, decay0_ptr=decay0,
+        G_ptr=G, read_ptr=at.read, place_ptr=at.place, reads_ptr=at.reads, M_ptr=M, table_ptr=table,
+        LEVELS=call.levels, **call.sizes, **call.table,
+    )  # fmt: skip
+    A = q.new_empty(call.chunks, call.heads, tiles.chunk, tiles.chunk)
+    read: dict[str, Any] = {
+        "q_ptr": q, "A_ptr": A, "d_ptr": d, "table_ptr": table, "read_ptr": at.read, "reads_ptr": at.reads,
+        "scale": call.scale, **call.sizes, **call.table, **call.products,
+    }  # fmt: skip
+    tile = tiles.scores
+    launch(
+        kernels.scores_kernel, call.grid(tiles.chunk // tile.blocks["B"]), **tile.compiled,
+        k_ptr=k, a_ptr=a, n_ptr=n, DK=call.dk, BLOCK=tiles.block, **tile.blocks, **read,
+    )  # fmt: skip
+    tile = tiles.outputs
+    launch(
+        kernels.outputs_kernel, call.grid(tiles.chunk // tile.blocks["BT"] * -(-call.dv // tile.blocks["BV"])),
+        **tile.compiled, v_ptr=v, F_ptr=F, M_ptr=M, C_ptr=C, h_ptr=h, **tile.blocks, **call.widths, **read,
+    )  # fmt: skip
+    decay1.copy_(elapsed[at.last + 1] - elapsed[at.start[at.last]])
+    return h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1
+
+
+@_forward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    tables, _, chunk_size = rest[-3:]
+    return _Call(q, v, level, tables, chunk_size).outputs(v, rest[4] is None)
+
+
+@torch.library.custom_op("exlstm::hmlstm_triton_backward", mutates_args=())
+def _backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    mask: Tensor | None,
+    h: Tensor,
+    steps: Tensor,
+    table: Tensor,
+    C: Tensor,
+    n: Tensor,
+    G: Tensor,
+    elapsed: Tensor,
+    G1: Tensor,
+    dh: Tensor,
+    dC1: Tensor | None,
+    dn1: Tensor | None,
+    tables: Sequence[Tensor],
+    counts: Sequence[int],
+    chunk_size: int,
+) -> list[Tensor]:
+    """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m."""
+    from exlstm.ops.triton import hmlstm_backward_kernels as kernels
+
+    gradients = _gradients(q, k, v, i, f, level, C0, n0, mask)
+    dq, dk, dv, di, df, dlevel, *initial = gradients
+    q, k, v, f, dh, dC1, dn1 = contiguous(q, k, v, f, dh, dC1, dn1)
+    call = _Call(q, v, level, tables, chunk_size)
+    at, tiles, M = call.at, call.tiles, call.chunks
+    a, F, largest, d = steps
+    r, dd, qdq, kdk, kdk_after = (torch.empty_like(a) for _ in range(5))
+    launch(
+        kernels.reads_kernel, call.grid(tiles.chunk // 16), warps=4, stages=1,
+        h_ptr=h, dh_ptr=dh, F_ptr=F, M_ptr=largest, d_ptr=d, r_ptr=r, dd_ptr=dd, DV=call.dv, B=16, BV=padded(call.dv),
+        **call.sizes,
+    )  # fmt: skip
+    rows = torch.empty_like(table)
+    A, dS = (q.new_empty(M, call.heads, tiles.chunk, tiles.chunk) for _ in range(2))
+    common: dict[str, Any] = {"q_ptr": q, "dh_ptr": dh, **call.sizes, **call.widths, **call.products}
+    by_read: dict[str, Any] = {
+        **common, "table_ptr": table, "r_ptr": r, "dd_ptr": dd, "scale": call.scale, **call.table,
+    }  # fmt: skip
+    tile = tiles.scores_backward
+    launch(
+        kernels.scores_backward_kernel, call.grid(tiles.chunk // tile.blocks["B"]), **tile.compiled,
+        k_ptr=k, v_ptr=v, a_ptr=a, A_ptr=A, dS_ptr=dS, rows_ptr=rows, BLOCK=tiles.block, **tile.blocks, **by_read,
+    )  # fmt: skip
+
+    dC, dn = torch.empty_like(C), torch.empty_like(n)
+    tile = tiles.memories_backward
+    programs = tile.across(call.dk, call.dv)
+    links = G.new_empty(2, programs, call.memories, call.heads, dtype=torch.float32)
+    ends: dict[str, Any] = {"G1_ptr": G1, "dC1_ptr": dC1, "dn1_ptr": dn1, "LEVELS": call.levels}
+
+    def memories(begin: int, count: int, *, add: bool, read: bool, part: bool) -> None:
+        if count > 0:
+            launch(
+                kernels.memories_backward_kernel, (count * programs, call.heads), **tile.compiled,
+                C_ptr=C, n_ptr=n, G_ptr=G, order_ptr=at.order, parent_ptr=at.parent, final_ptr=at.final,
+                readers_ptr=at.readers, dC_ptr=dC, dn_ptr=dn, link_ptr=links, begin=begin, N=call.memories,
+                ADD=add, READ=read, PART=part, **tile.blocks, **ends, **by_read,
+            )  # fmt: skip
+
+    large = len(counts) - 1 - SMALL
+    memories(0, sum(counts[: max(large, 0)]), add=False, read=True, part=False)
+    begin = 0
+    for z, count in enumerate(counts):  # from the largest memories, of which others are part
+        memories(begin, count, add=z < large, read=z >= large, part=True)
+        begin += count
+    memories(M, call.memories - M, add=False, read=True, part=True)
+
+    tile = tiles.queries
+    launch(
+        kernels.queries_kernel, call.grid(tiles.chunk // tile.blocks["BT"]), **tile.compiled,
+        k_ptr=k, dS_ptr=dS, read_ptr=at.read, reads_ptr=at.reads, C_ptr=C, n_ptr=n, dq_ptr=dq, qdq_ptr=qdq,
+        rows_ptr=rows, **tile.blocks, **by_read,
+    )  # fmt: skip
+    written: dict[str, Any] = {
+        "k_ptr": k, "a_ptr": a, "elapsed_ptr": elapsed, "G_ptr": G, "dC_ptr": dC, "ending_ptr": at.ending,
+        "slot_steps_ptr": at.slot_steps, "slots": call.batch * call.levels, "G1_ptr": G1, "dC1_ptr": dC1,
+        "LEVELS": call.levels, **call.sizes, **call.widths, **call.products,
+    }  # fmt: skip
+    tile = tiles.keys
+    launch(
+        kernels.keys_kernel, call.grid(tiles.chunk // tile.blocks["BS"]), **tile.compiled,
+        q_ptr=q, v_ptr=v, dS_ptr=dS, dn_ptr=dn, dn1_ptr=dn1, dk_ptr=dk, kdk_ptr=kdk, kdk_after_ptr=kdk_after,
+        **tile.blocks, **written,
+    )  # fmt: skip
+    tile = tiles.values
+    launch(
+        kernels.values_kernel, call.grid(tiles.chunk // tile.blocks["BS"] * -(-call.dv // tile.blocks["BV"])),
+        **tile.compiled, dh_ptr=dh, A_ptr=A, dv_ptr=dv, **tile.blocks, **written,
+    )  # fmt: skip
+
+    sums, between = G.new_empty(M, call.columns, call.heads), torch.empty_like(a[..., 0])
+    gates: dict[str, Any] = {
+        "f_ptr": f, "rows_ptr": rows, "qdq_ptr": qdq, "kdk_ptr": kdk, "kdk_after_ptr": kdk_after,
+        "place_ptr": at.place, "reads_ptr": at.reads, "between_ptr": between, "di_ptr": di, "df_ptr": df,
+        "dlevel_ptr": dlevel, "sums_ptr": sums, "LEVELS": call.levels, "COLUMNS": padded(call.levels),
+        **call.sizes, **call.table,
+    }  # fmt: skip
+    launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=True, **gates)
+    between.copy_(sent_between(at, sums, *links.double().sum(1)))
+    launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=False, **gates)
+    if initial and C0 is not None and n0 is not None:
+        dC0, dn0, dm0 = initial
+        for x, y in ((dC0, dC), (dn0, dn)):
+            slots = y[M:].unflatten(0, at.held.shape)
+            x.movedim(2, 0)[:-1] = slots[: call.levels - 1]
+            x.movedim(2, 0)[-1] = slots[-1]
+        dm0.copy_((dC0 * C0).sum((-1, -2)) + (dn0 * n0).sum(-1))
+    return gradients
+
+
+@_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, *rest: Any) -> list[Tensor]:
+    return _gradients(q, k, v, i, f, level, *rest[:3])
+
+
+def _gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    mask: Tensor | None,
+) -> list[Tensor]:
+    of_steps = (q, k, v, i, f, level)
+    like = [x.new_empty(x.shape) if mask is None else x.new_zeros(x.shape) for x in of_steps]
+    if C0 is None or n0 is None:
+        return like
+    return [*like, C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, tables, ctx.counts, ctx.chunk_size = inputs
+    h, C1, n1, _, _, *kept = output
+    ctx.inputs, ctx.tables = len(tensors), len(tables)
+    ctx.save_for_backward(*tensors, h, C1, n1, *kept, *tables)
+    ctx.set_materialize_grads(False)  # of a final state that nothing reads
+
+
+def _derivative(
+    ctx: Any,
+    dh: Tensor | None,
+    dC1: Tensor | None,
+    dn1: Tensor | None,
+    dm1: Tensor | None,
+    d_decay: Tensor | None,
+    *_: Tensor,
+) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    q, k, v, i, f, level, C0, n0, m0, _, mask, reset, begun = saved[: ctx.inputs]
+    h, C1, n1, *kept = saved[ctx.inputs : -ctx.tables]
+    tables = list(saved[-ctx.tables :])
+    dh = torch.zeros_like(h) if dh is None else dh.to(h.dtype)
+    if dC1 is not None or dn1 is not None:
+        dC1 = torch.zeros_like(C1) if dC1 is None else dC1
+        dn1 = torch.zeros_like(n1) if dn1 is None else dn1
+    of = (q, k, v, i, f, level, C0, n0, mask, h, *kept, dh, dC1, dn1)
+    dq, dk, dv, di, df, dlevel, *initial = _backward(*of, tables, ctx.counts, ctx.chunk_size)
+    dC0, dn0, dm0 = initial or (None, None, None)
+    if any(x is not None for x in (dC1, dm1, d_decay)):
+        # C and n are scaled by exp(-m): seen unscaled, m gets what is its own less what they get.
+        dm = torch.zeros_like(n1[..., 0]) if dm1 is None else dm1
+        if dC1 is not None and dn1 is not None:
+            dm = dm - (dC1 * C1).sum((-1, -2)) - (dn1 * n1).sum(-1)
+        to_i, to_f, to_m0 = through_final_m(dm, d_decay, i, f, m0, Tables(*tables).held, begun, mask, reset)
+        di, df = di + to_i.to(di.dtype), df + to_f.to(df.dtype)
+        dm0 = None if dm0 is None else dm0 + to_m0
+    return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, [None] * ctx.tables, None, None
+
+
+_forward.register_autograd(_derivative, setup_context=_setup)
+
+
+def compile_cases() -> Iterator[Launch]:
+    """The launches of a forward and a backward by every table of tiles, to compile without a GPU."""
+    half = (torch.bfloat16, 256, 512), (torch.bfloat16, 64, 128), (torch.float16, 512, 512)
+    for dtype, dk, dv in (*half, (torch.float32, 256, 512)):
+        q, v = (torch.zeros(1, 4400, 2, columns, dtype=dtype, requires_grad=True) for columns in (dk, dv))
+        gate, level = (torch.zeros(1, 4400, 2, *of, dtype=dtype, requires_grad=True) for of in ((), (14,)))
+        state = HMLSTMState.empty(1, 2, 14, dk, dv, dtype=torch.float32, device=q.device)
+        with recorded() as launches:
+            h, final = hmlstm(q, q, v, gate, gate, level, state)
+            torch.autograd.grad((h, final.C), (q, v), (torch.zeros_like(h), torch.zeros_like(final.C)))
+        yield from launches

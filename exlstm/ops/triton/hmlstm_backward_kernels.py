@@ -1,0 +1,387 @@
+"""Device code of the hierarchical mLSTM, backward; names and layouts are those of `hmlstm_kernels`.
+
+With r_t = 1 / denominator, dd_t the gradient of d_t, x_t = q_t / sqrt(DK), and C' the memory or slot of the final
+state that C is part of:
+
+    dq_t = sum_s dS_ts k_s + sum_r u_rt (r_t C_r dh_t + dd_t n_r) / sqrt(DK),   dS_ts = E_ts (r_t dh_t . v_s + dd_t)
+    dC_r = sum_t u_rt r_t x_t dh_t^T + sum_C' exp(G_r - G') dC'                 (dn likewise, of u_rt dd_t x_t)
+    dk_s = sum_t dS_ts q_t + w_s (dC v_s + dn),     dv_s = sum_t A_ts r_t dh_t + w_s dC^T k_s
+
+with E_ts = A_ts / (q_t . k_s) and w_s = exp(a_s - E_c - G) in the memory of its chunk. Every weight is the exponential
+of a sum of gates, so that a gate's gradient is the sum of P = weight x gradient over the weights it is part of: over
+all that read step s, k_s . dk_s; over all that step t reads at a level, a row sum, kept in `rows` (laid out as
+`table`). Of a read of memory r by chunk c, and of its part in C', the sum of P goes to the log forget gates of the
+chunks between, as one number to either end (`hmlstm_tables`): what is added there is taken away to the last bit.
+h does not depend on M and G, which cancel, but for eps: that part, at most eps / denominator of the rest, is left out.
+"""
+
+import triton
+import triton.language as tl
+
+from exlstm.ops.triton.hmlstm_kernels import (
+    EPS,
+    LARGEST_FLOOR,
+    NOTHING,
+    bit_length,
+    load_memory,
+    load_rows,
+    log_sigmoid,
+    products_of,
+    rows_of,
+    weights_among,
+    weights_before,
+)
+
+
+@triton.jit(do_not_specialize=["H"])
+def reads_kernel(
+    h_ptr, dh_ptr, steps_ptr, F_ptr, M_ptr, d_ptr, r_ptr, dd_ptr,
+    H, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """r and dd of B steps of one chunk and head; BV covers DV."""
+    blocks: tl.constexpr = L // B
+    c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * B, tl.program_id(1)
+    step = begin + tl.arange(0, B)
+    row, e = tl.load(steps_ptr + c * L + step), tl.arange(0, BV)
+    at = (c.to(tl.int64) * H + head) * L + step
+    h = load_rows(h_ptr, row, head, H, DV, e).to(tl.float32)
+    dh = load_rows(dh_ptr, row, head, H, DV, e).to(tl.float32)
+    d, m = tl.load(d_ptr + at), tl.load(F_ptr + at) + tl.load(M_ptr + at)
+    floor = tl.exp(tl.minimum(-m, LARGEST_FLOOR))
+    r = 1.0 / (tl.maximum(tl.abs(d), floor) + EPS)
+    sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+    to_d = tl.where(tl.abs(d) > floor, 1.0, tl.where(tl.abs(d) == floor, 0.5, 0.0))  # as torch.maximum has it
+    tl.store(r_ptr + at, r)
+    tl.store(dd_ptr + at, -tl.sum(h * dh, 1) * r * to_d * sign)
+
+
+@triton.jit(do_not_specialize=["H", "R"])
+def scores_backward_kernel(
+    q_ptr, k_ptr, v_ptr, dh_ptr, steps_ptr, a_ptr, table_ptr, r_ptr, dd_ptr, A_ptr, dS_ptr, rows_ptr,
+    H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr,
+    LOG_B: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A_ts r_t and dS [M, H, L, L] in B rows of one chunk and head, and what these rows give to their levels."""
+    blocks: tl.constexpr = L // B
+    c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * B, tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    offset = tl.arange(0, B)
+    a_ptr += chunk * L
+    table_ptr += chunk * (INSIDE + 1 + R) * L
+    rows_ptr += chunk * (INSIDE + 1 + R) * L + begin + offset
+    at = (chunk * L + begin + offset)[:, None] * L + offset[None, :]
+    row = tl.load(steps_ptr + c * L + begin + offset)
+    r = tl.load(r_ptr + chunk * L + begin + offset)[:, None]
+    dd = tl.load(dd_ptr + chunk * L + begin + offset)[:, None]
+
+    for b in range(LOG_B, INSIDE):  # the steps before these in a block of 2^(b + 1), all at level b + 1
+        total = tl.zeros((B,), tl.float32)
+        low = begin >> (b + 1) << (b + 1)
+        for s0 in range(low, low + (begin & (1 << b)), B):
+            row_s = tl.load(steps_ptr + c * L + s0 + offset)
+            A = products_of(q_ptr, k_ptr, row, row_s, head, H, DK, B, B, BD, PRECISION)
+            dA = r * products_of(dh_ptr, v_ptr, row, row_s, head, H, DV, B, B, BD, PRECISION) + dd
+            E = scale * weights_before(a_ptr, table_ptr, begin, s0, L, B)
+            A *= E
+            tl.store(A_ptr + at + s0, (A * r).to(A_ptr.dtype.element_ty))
+            total += tl.sum(A * dA, 1)
+            tl.store(dS_ptr + at + s0, (E * dA).to(dS_ptr.dtype.element_ty))
+        tl.store(rows_ptr + (b + 1) * L, total)
+    A = products_of(q_ptr, k_ptr, row, row, head, H, DK, B, B, BD, PRECISION)
+    dA = r * products_of(dh_ptr, v_ptr, row, row, head, H, DV, B, B, BD, PRECISION) + dd
+    lev = bit_length(offset[:, None] ^ offset[None, :])
+    E = scale * weights_among(a_ptr, table_ptr, begin, lev, L, B, LOG_B)
+    A *= E
+    tl.store(A_ptr + at + begin, (A * r).to(A_ptr.dtype.element_ty))
+    P = A * dA
+    for b in tl.static_range(LOG_B + 1):
+        tl.store(rows_ptr + b * L, tl.sum(tl.where(lev == b, P, 0.0), 1))
+    tl.store(dS_ptr + at + begin, (E * dA).to(dS_ptr.dtype.element_ty))
+    for s0 in range(begin + B, (begin // BLOCK + 1) * BLOCK, B):
+        tl.store(A_ptr + at + s0, tl.zeros((B, B), A_ptr.dtype.element_ty))
+        tl.store(dS_ptr + at + s0, tl.zeros((B, B), dS_ptr.dtype.element_ty))
+
+
+@triton.jit
+def part_weight(G, above):
+    """exp(G - above), of a memory as part of one above it; 0 where there is nothing in it."""
+    return tl.exp(tl.where(G == NOTHING, NOTHING, G - above)).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["H", "R", "LEVELS", "N", "begin"])
+def memories_backward_kernel(
+    q_ptr, dh_ptr, steps_ptr, table_ptr, r_ptr, dd_ptr, C_ptr, n_ptr, G_ptr, G1_ptr, dC1_ptr, dn1_ptr,
+    order_ptr, parent_ptr, final_ptr, readers_ptr, dC_ptr, dn_ptr, link_ptr,
+    begin, N, H, R, LEVELS, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr,
+    BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ADD: tl.constexpr, READ: tl.constexpr, PART: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dC and dn of one tile of one memory: what is there already (ADD), from its reads (READ), from what it is part of.
+
+    The tile's share of the sums of P of the latter goes to `link` [2, tiles, N, H].
+    """
+    tiles: tl.constexpr = ((DK + BK - 1) // BK) * ((DV + BV - 1) // BV)
+    across: tl.constexpr = (DV + BV - 1) // BV
+    parts: tl.constexpr = L // BL
+    item, tile, head = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
+    d = (tile // across) * BK + tl.arange(0, BK)
+    e = (tile % across) * BV + tl.arange(0, BV)
+    in_d, inside = d < DK, (d < DK)[:, None] & (e < DV)[None, :]
+    of_tile = d[:, None] * DV + e[None, :]
+    once = tile % across == 0
+    memory = tl.load(order_ptr + begin + item)
+    here = memory.to(tl.int64) * H + head
+    dC, dn = tl.zeros((BK, BV), tl.float32), tl.zeros((BK,), tl.float32)
+    if ADD:
+        dC += load_memory(dC_ptr, memory, head, H, DK, DV, d, e).to(tl.float32)
+        dn += tl.load(dn_ptr + here * DK + d, mask=in_d, other=0.0)
+    if READ:
+        first, last = tl.load(readers_ptr + memory), tl.load(readers_ptr + N + memory)
+        column = INSIDE + 1 + tl.load(readers_ptr + 2 * N + memory)
+        for part in range(first * parts, last * parts):
+            c = part // parts
+            step = (part % parts) * BL + tl.arange(0, BL)
+            row = tl.load(steps_ptr + c * L + step)
+            chunk = c.to(tl.int64) * H + head
+            u = scale * tl.load(table_ptr + (chunk * (INSIDE + 1 + R) + column) * L + step)
+            q = load_rows(q_ptr, row, head, H, DK, d).to(tl.float32)
+            dh = load_rows(dh_ptr, row, head, H, DV, e)
+            x = q * (u * tl.load(r_ptr + chunk * L + step))[:, None]
+            x = x.to(dC_ptr.dtype.element_ty)
+            dC = tl.dot(tl.trans(x), dh.to(x.dtype), dC, input_precision=PRECISION)
+            if once:
+                dn += tl.sum(q * (u * tl.load(dd_ptr + chunk * L + step))[:, None], 0)
+    if PART:
+        parent, final = tl.load(parent_ptr + memory), -1
+        if dC1_ptr is not None:
+            final = tl.load(final_ptr + memory)
+        link, link1 = 0.0, 0.0
+        if (parent >= 0) | (final >= 0):
+            G = tl.load(G_ptr + here)
+            C = load_memory(C_ptr, memory, head, H, DK, DV, d, e).to(tl.float32)
+            n = tl.where(once, tl.load(n_ptr + here * DK + d, mask=in_d, other=0.0), 0.0)
+            if parent >= 0:
+                above = parent.to(tl.int64) * H + head
+                weight = part_weight(G, tl.load(G_ptr + above))
+                more = weight * load_memory(dC_ptr, parent, head, H, DK, DV, d, e).to(tl.float32)
+                more_n = weight * tl.load(dn_ptr + above * DK + d, mask=in_d, other=0.0)
+                link += tl.sum(tl.sum(more * C, 1), 0) + tl.sum(more_n * n, 0)
+                dC += more
+                dn += more_n
+            if dC1_ptr is not None:  # noqa: SIM102 (known when compiled, unlike what is tested next)
+                if final >= 0:
+                    slot = ((final // LEVELS).to(tl.int64) * H + head) * LEVELS + final % LEVELS
+                    weight = part_weight(G, tl.load(G1_ptr + slot))
+                    more = weight * tl.load(dC1_ptr + slot * (DK * DV) + of_tile, mask=inside, other=0.0)
+                    more_n = weight * tl.load(dn1_ptr + slot * DK + d, mask=in_d, other=0.0)
+                    link1 += tl.sum(tl.sum(more * C, 1), 0) + tl.sum(more_n * n, 0)
+                    dC += more
+                    dn += more_n
+        at = (tile * N + memory).to(tl.int64) * H + head
+        tl.store(link_ptr + at, link)
+        tl.store(link_ptr + tiles * N.to(tl.int64) * H + at, link1)
+    tl.store(dC_ptr + here * (DK * DV) + of_tile, dC.to(dC_ptr.dtype.element_ty), mask=inside)
+    if once:
+        tl.store(dn_ptr + here * DK + d, dn, mask=in_d)
+
+
+@triton.jit(do_not_specialize=["H", "R"])
+def queries_kernel(
+    q_ptr, k_ptr, dh_ptr, steps_ptr, dS_ptr, table_ptr, r_ptr, dd_ptr, read_ptr, reads_ptr, C_ptr, n_ptr,
+    dq_ptr, qdq_ptr, rows_ptr,
+    H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, BT: tl.constexpr,
+    BK: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dq of BT steps of one chunk and head, q . dq of what they read in it, and row sums of reads; BK covers DK."""
+    blocks: tl.constexpr = L // BT
+    c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BT, tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    step = begin + tl.arange(0, BT)
+    row, x = tl.load(steps_ptr + c * L + step), tl.arange(0, BK)
+    in_table = chunk * (INSIDE + 1 + R) * L + (INSIDE + 1) * L + step
+
+    dq = tl.zeros((BT, BK), tl.float32)
+    for s0 in range(0, begin + BT, BS):
+        source = s0 + tl.arange(0, BS)
+        dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
+        k = load_rows(k_ptr, tl.load(steps_ptr + c * L + source), head, H, DK, x)
+        dq = tl.dot(dS, k, dq, input_precision=PRECISION)
+    q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)
+    tl.store(qdq_ptr + chunk * L + step, tl.sum(q * dq, 1))
+    r, dd = tl.load(r_ptr + chunk * L + step), tl.load(dd_ptr + chunk * L + step)
+    for read in range(tl.load(reads_ptr + c)):
+        memory = tl.load(read_ptr + c * R + read)
+        part = tl.zeros((BT, BK), tl.float32)
+        for e0 in range(0, DV, BD):
+            e = e0 + tl.arange(0, BD)
+            C = load_memory(C_ptr, memory, head, H, DK, DV, x, e)
+            dh = load_rows(dh_ptr, row, head, H, DV, e)
+            part = tl.dot(dh.to(C.dtype), tl.trans(C), part, input_precision=PRECISION)
+        u = scale * tl.load(table_ptr + in_table + read * L)
+        n = tl.load(n_ptr + (memory.to(tl.int64) * H + head) * DK + x, mask=x < DK, other=0.0)
+        part = (u * r)[:, None] * part + (u * dd)[:, None] * n[None, :]
+        q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)  # anew: registers are full
+        tl.store(rows_ptr + in_table + read * L, tl.sum(q * part, 1))
+        dq += part
+    inside = (row >= 0)[:, None] & (x < DK)[None, :]
+    tl.store(rows_of(dq_ptr, row, head, H, DK, x), dq.to(dq_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def write_weights(a_ptr, elapsed_ptr, G_ptr, chunk, source, L: tl.constexpr, memory):
+    """The weights w_s with which steps of a chunk are part of a memory."""
+    G = tl.load(G_ptr + memory)
+    here = (tl.load(elapsed_ptr + chunk) + tl.where(G == NOTHING, 0.0, G)).to(tl.float32)
+    return tl.exp(tl.load(a_ptr + chunk * L + source) - here)
+
+
+@triton.jit(do_not_specialize=["H", "LEVELS", "slots"])
+def keys_kernel(
+    q_ptr, k_ptr, v_ptr, steps_ptr, dS_ptr, a_ptr, elapsed_ptr, G_ptr, dC_ptr, dn_ptr,
+    ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dn1_ptr, dk_ptr, kdk_ptr, kdk_after_ptr,
+    slots, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
+    BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dk of BS steps of one chunk and head, and k . dk of what reads them there and of what does later."""
+    blocks: tl.constexpr = L // BS
+    c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BS, tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    source = begin + tl.arange(0, BS)
+    row, x = tl.load(steps_ptr + c * L + source), tl.arange(0, BK)
+
+    later = tl.zeros((BS, BK), tl.float32)
+    for e0 in range(0, DV, BD):
+        e = e0 + tl.arange(0, BD)
+        dC = load_memory(dC_ptr, c, head, H, DK, DV, x, e)
+        v = load_rows(v_ptr, row, head, H, DV, e)
+        later = tl.dot(v.to(dC.dtype), tl.trans(dC), later, input_precision=PRECISION)
+    later += tl.load(dn_ptr + chunk * DK + x, mask=x < DK, other=0.0)[None, :]
+    later *= write_weights(a_ptr, elapsed_ptr, G_ptr, chunk, source, L, chunk)[:, None]
+    if dC1_ptr is not None:
+        ending = tl.load(ending_ptr + c)
+        for level in range(tl.where(ending >= 0, LEVELS, 0)):
+            low, high = (
+                tl.load(slot_steps_ptr + ending * LEVELS + level),
+                tl.load(slot_steps_ptr + slots + ending * LEVELS + level),
+            )
+            if (low < begin + BS) & (high > begin):
+                slot = (ending.to(tl.int64) * H + head) * LEVELS + level
+                part = tl.zeros((BS, BK), tl.float32)
+                for e0 in range(0, DV, BD):
+                    e = e0 + tl.arange(0, BD)
+                    at = slot * (DK * DV) + x[:, None] * DV + e[None, :]
+                    dC1 = tl.load(dC1_ptr + at, mask=(x < DK)[:, None] & (e < DV)[None, :], other=0.0)
+                    v = load_rows(v_ptr, row, head, H, DV, e)
+                    dC1, v = dC1.to(dC_ptr.dtype.element_ty), v.to(dC_ptr.dtype.element_ty)
+                    part = tl.dot(v, tl.trans(dC1), part, input_precision=PRECISION)
+                part += tl.load(dn1_ptr + slot * DK + x, mask=x < DK, other=0.0)[None, :]
+                w = write_weights(a_ptr, elapsed_ptr, G1_ptr, chunk, source, L, slot)
+                later += tl.where((source >= low) & (source < high), w, 0.0)[:, None] * part
+    k = load_rows(k_ptr, row, head, H, DK, x).to(tl.float32)
+    kdk_after = tl.sum(k * later, 1)
+    tl.store(kdk_after_ptr + chunk * L + source, kdk_after)
+    dk = tl.zeros((BS, BK), tl.float32)
+    for t0 in range(begin, L, BT):
+        step = t0 + tl.arange(0, BT)
+        dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
+        q = load_rows(q_ptr, tl.load(steps_ptr + c * L + step), head, H, DK, x)
+        dk = tl.dot(tl.trans(dS), q, dk, input_precision=PRECISION)
+    k = load_rows(k_ptr, row, head, H, DK, x).to(tl.float32)
+    tl.store(kdk_ptr + chunk * L + source, tl.sum(k * dk, 1))
+    dk += later
+    inside = (row >= 0)[:, None] & (x < DK)[None, :]
+    tl.store(rows_of(dk_ptr, row, head, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["H", "LEVELS", "slots"])
+def values_kernel(
+    k_ptr, dh_ptr, steps_ptr, A_ptr, a_ptr, elapsed_ptr, G_ptr, dC_ptr,
+    ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dv_ptr,
+    slots, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BV: tl.constexpr,
+    BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dv of BS steps in one tile of BV columns, of one chunk and head; A_ptr holds A_ts r_t."""
+    across: tl.constexpr = (DV + BV - 1) // BV
+    programs: tl.constexpr = across * (L // BS)
+    c, tile, head = tl.program_id(0) // programs, tl.program_id(0) % programs, tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    begin = (tile // across) * BS
+    e = (tile % across) * BV + tl.arange(0, BV)
+    source = begin + tl.arange(0, BS)
+    row = tl.load(steps_ptr + c * L + source)
+
+    dv = tl.zeros((BS, BV), tl.float32)
+    for x0 in range(0, DK, BD):
+        x = x0 + tl.arange(0, BD)
+        dC = load_memory(dC_ptr, c, head, H, DK, DV, x, e)
+        dv = tl.dot(load_rows(k_ptr, row, head, H, DK, x).to(dC.dtype), dC, dv, input_precision=PRECISION)
+    dv *= write_weights(a_ptr, elapsed_ptr, G_ptr, chunk, source, L, chunk)[:, None]
+    if dC1_ptr is not None:
+        ending = tl.load(ending_ptr + c)
+        for level in range(tl.where(ending >= 0, LEVELS, 0)):
+            low, high = (
+                tl.load(slot_steps_ptr + ending * LEVELS + level),
+                tl.load(slot_steps_ptr + slots + ending * LEVELS + level),
+            )
+            if (low < begin + BS) & (high > begin):
+                slot = (ending.to(tl.int64) * H + head) * LEVELS + level
+                part = tl.zeros((BS, BV), tl.float32)
+                for x0 in range(0, DK, BD):
+                    x = x0 + tl.arange(0, BD)
+                    at = slot * (DK * DV) + x[:, None] * DV + e[None, :]
+                    dC1 = tl.load(dC1_ptr + at, mask=(x < DK)[:, None] & (e < DV)[None, :], other=0.0)
+                    k = load_rows(k_ptr, row, head, H, DK, x)
+                    dC1, k = dC1.to(dC_ptr.dtype.element_ty), k.to(dC_ptr.dtype.element_ty)
+                    part = tl.dot(k, dC1, part, input_precision=PRECISION)
+                w = write_weights(a_ptr, elapsed_ptr, G1_ptr, chunk, source, L, slot)
+                dv += tl.where((source >= low) & (source < high), w, 0.0)[:, None] * part
+    for t0 in range(begin, L, BT):
+        step = t0 + tl.arange(0, BT)
+        A = tl.load(A_ptr + (chunk * L + step)[:, None] * L + source[None, :])
+        dh = load_rows(dh_ptr, tl.load(steps_ptr + c * L + step), head, H, DV, e)
+        dv = tl.dot(tl.trans(A), dh, dv, input_precision=PRECISION)
+    inside = (row >= 0)[:, None] & (e < DV)[None, :]
+    tl.store(rows_of(dv_ptr, row, head, H, DV, e), dv.to(dv_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["H", "R", "LEVELS"])
+def gates_backward_kernel(
+    f_ptr, steps_ptr, rows_ptr, qdq_ptr, kdk_ptr, kdk_after_ptr, place_ptr, reads_ptr, between_ptr,
+    di_ptr, df_ptr, dlevel_ptr, sums_ptr,
+    H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one chunk's gates and level weights, of one head; with SUMS only what each read sums up to."""
+    c, head = tl.program_id(0), tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    step = tl.arange(0, L)
+    rows_ptr += chunk * (INSIDE + 1 + R) * L + step
+    count = tl.load(reads_ptr + c)
+    if SUMS:
+        for r in range(R):
+            P = tl.where(r < count, tl.load(rows_ptr + (INSIDE + 1 + r) * L), 0.0)
+            tl.store(sums_ptr + (c.to(tl.int64) * R + r) * H + head, tl.sum(P, 0))
+    else:
+        row = tl.load(steps_ptr + c * L + step)
+        at = row.to(tl.int64) * H + head
+        column = tl.arange(0, COLUMNS)[None, :]
+        dlevel = tl.zeros((L, COLUMNS), tl.float32)
+        for b in tl.static_range(INSIDE + 1):
+            dlevel += tl.where(column == tl.minimum(b, LEVELS - 1), tl.load(rows_ptr + b * L)[:, None], 0.0)
+        qdq, kdk = tl.load(qdq_ptr + chunk * L + step), tl.load(kdk_ptr + chunk * L + step)
+        kdk_after = tl.load(kdk_after_ptr + chunk * L + step)
+        x = qdq - kdk
+        for r in range(count):
+            P = tl.load(rows_ptr + (INSIDE + 1 + r) * L)
+            level = tl.minimum(bit_length(step ^ tl.load(place_ptr + c * R + r)), LEVELS - 1)
+            dlevel += tl.where(column == level[:, None], P[:, None], 0.0)
+            x += P
+        # A log forget gate is part of all that later steps read of earlier ones; itself included among the former.
+        d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x
+        d_log_f += tl.cumsum(kdk_after, 0) - kdk_after + tl.load(between_ptr + chunk)
+        f = tl.load(f_ptr + at, mask=row >= 0, other=0.0).to(tl.float32)
+        tl.store(di_ptr + at, (kdk + kdk_after).to(di_ptr.dtype.element_ty), mask=row >= 0)
+        tl.store(df_ptr + at, (d_log_f * tl.exp(log_sigmoid(-f))).to(df_ptr.dtype.element_ty), mask=row >= 0)
+        tl.store(
+            dlevel_ptr + at[:, None] * LEVELS + column, dlevel.to(dlevel_ptr.dtype.element_ty),
+            mask=(row >= 0)[:, None] & (column < LEVELS),
+        )  # fmt: skip
