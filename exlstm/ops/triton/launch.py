@@ -30,6 +30,8 @@ def obstacle(device: torch.device | None) -> str | None:
         return "it runs on GPUs, or with TRITON_INTERPRET=1, slowly, on a CPU"
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
+    if torch.version.hip is not None:
+        return "its kernels compile for AMD GPUs, but their tiles are for the shared memory of NVIDIA's"
     return _too_old(torch.cuda.current_device() if device is None or device.index is None else device.index)
 
 
@@ -40,7 +42,7 @@ def _installed() -> bool:
 
 @functools.cache
 def _too_old(index: int) -> str | None:
-    if torch.version.hip is not None or (capability := torch.cuda.get_device_capability(index)) >= OLDEST:
+    if (capability := torch.cuda.get_device_capability(index)) >= OLDEST:
         return None
     return f"the GPU has compute capability {capability[0]}.{capability[1]}; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
 
@@ -59,7 +61,7 @@ def padded(width: int) -> int:
 
 def as_bytes(steps: Tensor | None) -> Tensor | None:
     """A mask or reset as kernels read it."""
-    return None if steps is None else steps.view(torch.uint8)
+    return None if steps is None else steps.contiguous().view(torch.uint8)
 
 
 def contiguous(*tensors: Tensor | None) -> list[Any]:

@@ -115,7 +115,7 @@ def weights_kernel(
     a_ptr, F_ptr, top_ptr, mask_ptr, document_ptr, kept_ptr, m_ptr, M_ptr, u_ptr, w_ptr,
     T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of one head: M (in the place of `top`, if one likes), the weights u and w, and exp of `kept`."""
+    """One chunk of one head: M, which may take the place of `top`, the weights u and w, and `kept` as a weight."""
     c, row = tl.program_id(0), tl.program_id(1)
     b = (row // H).to(tl.int64)
     step = tl.arange(0, L)
@@ -150,12 +150,6 @@ def weights_kernel(
 def rows_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
     """Pointers [t, d] into a sequence [B, T, H, D]."""
     return ptr + ((b * T + t).to(tl.int64) * H + head)[:, None] * D + d[None, :]
-
-
-@triton.jit
-def columns_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
-    """Pointers [d, t] into a sequence [B, T, H, D]."""
-    return ptr + ((b * T + t).to(tl.int64) * H + head)[None, :] * D + d[:, None]
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from torch import Tensor
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import slstm as chunkwise
 from exlstm.ops.slstm import SLSTMState
-from exlstm.ops.triton.launch import FLOAT64, Launch, interpreted, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import FLOAT64, Launch, as_bytes, interpreted, launch, padded, precision, recorded
 
 WIDEST = 256
 REMARK = f"{FLOAT64}, and so do heads of more than {WIDEST} columns"
@@ -98,7 +98,7 @@ def _forward(
         scratch[0] = initial[3]
     launch(
         kernels.forward_kernel, (heads, -(-batch // walk.rows)), **walk.compiled,
-        x_ptr=x.contiguous(), r_ptr=r.contiguous(), mask_ptr=_bytes(mask), reset_ptr=_bytes(reset),
+        x_ptr=x.contiguous(), r_ptr=r.contiguous(), mask_ptr=as_bytes(mask), reset_ptr=as_bytes(reset),
         initial_ptr=initial.contiguous(), h_ptr=h, final_ptr=final, kept_ptr=kept if keep else None,
         scratch_ptr=scratch, T=time, B=batch, H=heads, cap=forget_cap, D=width, W=padded(width) // 16,
         PRECISION=_precision(x.dtype),
@@ -138,7 +138,7 @@ def _backward(
 
     batch, time, _, heads, width = x.shape
     walk = _walks(x)[1]
-    r, h0, reset_ = r.contiguous(), initial[3].contiguous(), _bytes(reset)
+    r, h0, reset_ = r.contiguous(), initial[3].contiguous(), as_bytes(reset)
     gates, grad_x, grad_initial = kept.new_empty(x.shape), x.new_empty(x.shape), kept.new_empty(initial.shape)
     rows, block = batch * time, min(64, padded(width))
     before: dict[str, Any] = {"h_ptr": h, "h0_ptr": h0, "reset_ptr": reset_, "rows": rows, "T": time, "H": heads}
@@ -150,7 +150,7 @@ def _backward(
     )  # fmt: skip
     launch(
         kernels.backward_kernel, (heads, -(-batch // walk.rows)), **walk.compiled,
-        gates_ptr=gates, r_ptr=r, mask_ptr=_bytes(mask), reset_ptr=reset_, kept_ptr=kept,
+        gates_ptr=gates, r_ptr=r, mask_ptr=as_bytes(mask), reset_ptr=reset_, kept_ptr=kept,
         grad_h_ptr=grad_h.contiguous(), grad_final_ptr=grad_final.contiguous(), grad_x_ptr=grad_x,
         grad_initial_ptr=grad_initial, scratch_ptr=None if walk.resident else x.new_empty(2, 4, batch, heads, width),
         T=time, B=batch, H=heads, cap=forget_cap, D=width, W=padded(width) // 16, PRECISION=_precision(x.dtype),
@@ -166,10 +166,6 @@ def _backward(
 
 def _precision(dtype: torch.dtype) -> str:
     return "interpreted" if interpreted() and dtype == torch.bfloat16 else precision(dtype)
-
-
-def _bytes(steps: Tensor | None) -> Tensor | None:
-    return None if steps is None else steps.contiguous().view(torch.uint8)
 
 
 @_forward.register_fake
