@@ -25,13 +25,13 @@ from exlstm.ops.triton import mlstm as _triton_mlstm
 from exlstm.ops.triton import slstm as _triton_slstm
 
 register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
-register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle, remark=_triton.FLOAT64)
+register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle, remark=_triton.MATRICES)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
 # After torch until it has run on a GPU: so far it is known from the interpreter and the compiler.
-register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=f"only when asked for; {_triton.FLOAT64}")
+register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=f"only when asked for; {_triton.MATRICES}")
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "triton", _triton_slstm.slstm, _triton.obstacle, remark=_triton_slstm.REMARK)

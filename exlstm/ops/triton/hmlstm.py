@@ -18,7 +18,7 @@ from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.reference import hmlstm as reference
 from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
 from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
-from exlstm.ops.triton.launch import Launch, contiguous, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import WIDEST, Launch, contiguous, launch, padded, precision, recorded
 
 LARGEST_CHUNK = 256
 SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
@@ -39,7 +39,7 @@ def hmlstm(
 ) -> tuple[Tensor, HMLSTMState]:
     """`exlstm.ops.hmlstm` in chunks of about `chunk_size` steps: 16 to 256. `state` None is an empty memory.
 
-    Float64 is left to the torch backend, for a GPU has no tensor cores for it worth the name.
+    Float64, and heads of more than 512 columns, are left to the torch backend, as in `exlstm.ops.triton.mlstm`.
     """
     batch, time, _, dk = q.shape
     levels, dtype = level.shape[-1], state_dtype(q, k, v, i, f, level)
@@ -47,7 +47,7 @@ def hmlstm(
     tiles = tiles_of(common, dk, v.shape[-1], time, chunk_size)
     if time == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
-    if dtype == torch.float64:
+    if dtype == torch.float64 or max(dk, v.shape[-1]) > WIDEST:
         return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
     empty = state is None or not bool((state.position > 0).any())
     begun, held, layout = None, None, None

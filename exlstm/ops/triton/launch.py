@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 FLOAT64 = "float64 runs in torch"
+WIDEST = 512  # columns of a head's keys or values in the matrix memories
+MATRICES = f"{FLOAT64}, and so do heads of more than {WIDEST} columns"
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 
 

@@ -15,7 +15,7 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
-from exlstm.ops.triton.launch import Launch, as_bytes, contiguous, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import WIDEST, Launch, as_bytes, contiguous, launch, padded, precision, recorded
 from exlstm.ops.triton.mlstm_step import step
 from exlstm.ops.triton.tuning import tiles_of
 
@@ -37,10 +37,11 @@ def mlstm(
 ) -> tuple[Tensor, MLSTMState]:
     """`exlstm.ops.mlstm` in chunks of about `chunk_size` steps: the next power of two, 16 to 256.
 
-    Float64 is left to the torch backend, for a GPU has no tensor cores for it worth the name.
+    Float64 is left to the torch backend, for a GPU has no tensor cores for it worth the name, and so are heads of more
+    than 512 columns, whose gradients fit no program's registers.
     """
     options: dict[str, Any] = {"mask": mask, "reset": reset, "input_gate": input_gate}
-    if state_dtype(q, k, v, i, f) == torch.float64:
+    if state_dtype(q, k, v, i, f) == torch.float64 or max(q.shape[-1], v.shape[-1]) > WIDEST:
         return chunkwise.mlstm(q, k, v, i, f, state, chunk_size=chunk_size, **options)
     if q.shape[1] == 1 and not _differentiated(q, k, v, i, f, *(state or ())):
         h, *after = step(q, k, v, i, f, mask, reset, *(state or (None, None, None)), input_gate == "sigmoid")

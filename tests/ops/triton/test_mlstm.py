@@ -117,6 +117,13 @@ def test_float64_is_exact(device):
     assert_close(found, expected, 1e-12)
 
 
+def test_heads_too_wide_run_in_torch(device, monkeypatch):
+    monkeypatch.setattr("tests.ops.cases.DV", 513)
+    case = on(draw("mlstm", 3), device, torch.float32)
+    for x, y in zip(*(leaves(case.whole(backend)) for backend in ("triton", "torch")), strict=True):
+        assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
 @pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
 def test_the_final_stabiliser_sends_its_gradient_to_the_largest_log_weight(steps, state):
