@@ -3,15 +3,13 @@
 The oracle is our chunkwise backend in float64, itself compared with the step-by-step reference (`oracle`). What is
 compared are outputs, final states and the gradients, in all inputs, of a random mixture of both, on the same rounded
 inputs. The measure is ||x - exact|| / ||exact|| of each tensor, and no tensor's may be over twice what the chunkwise
-backend has on the same inputs in the same precision, or what rounding the result alone costs, if that is more
-(`FLOOR`). Both errors are random, so a ratio above 2 is drawn anew twice, and the median of the three counts.
+backend has on the same inputs in the same precision, or what rounding alone costs, if that is more (`FLOOR`).
 """
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState, hmlstm, mlstm, slstm
 
 OPERATORS: dict[str, Callable[..., Any]] = {"mlstm": mlstm, "hmlstm": hmlstm, "slstm": slstm}
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
-FLOOR = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 1e-5}
+# Of the result, in half precision; in float32 of sums over a chunk of 64 steps, 2^-24 each, a quarter of which remains.
+FLOOR = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 4 * 64 * 2.0**-24}
 MOST = 2.0  # times the error of PyTorch's own operations
 EXACT = 1e-9  # between the oracle and the reference, both float64
 BATCH, HEADS = 2, 2
@@ -103,14 +102,8 @@ def check(seed: int, **case: Any) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case["dtype"] == "float64":
         return _oracle(device, seed, **case)
-    worst = [_compare(device, seed, **case)]
-    if not worst[0]["ratio"] <= MOST:
-        worst += [_compare(device, seed + more, **case) for more in (1, 2)]
-    same = all(one["same_bits"] for one in worst)
-    ratio = median(one["ratio"] for one in worst)
-    passed = ratio <= MOST and same
-    shown = sorted(worst, key=lambda one: one["ratio"])[len(worst) // 2]
-    return {**shown, "draws": len(worst), "same_bits": same, "passed": passed}
+    worst = _compare(device, seed, **case)
+    return {**worst, "passed": worst["ratio"] <= MOST and worst["same_bits"]}
 
 
 def _oracle(device: torch.device, seed: int, **case: Any) -> dict[str, Any]:

@@ -14,10 +14,9 @@ XL_CHUNK = ("xl_chunk 128", "xl_chunk 256", "xl_chunk 128, 8 warps", "xl_chunk 2
 
 _HOW = """\
 Correctness: the error of each output, final state and gradient against float64, ||x - exact|| / ||exact||, may be at
-most twice that of the chunkwise PyTorch backend on the same rounded inputs, or what rounding alone costs; a case over
-that is drawn anew twice, and the median counts. Two runs must give the same bits. Times count only where every check of
-the operator passed. Times: the median over calls between
-two CUDA events, bfloat16, random data, several sets of inputs in turn; forward and backward with the gradients of all
+most twice that of the chunkwise PyTorch backend on the same rounded inputs, or what rounding alone costs. Two runs must
+give the same bits. Times count only where every check of the operator passed. Times: the median over calls between two
+CUDA events, bfloat16, random data, several sets of inputs in turn; forward and backward with the gradients of all
 inputs. mLSTM and hmlstm: 8 heads, 65,536 tokens, as many sequences of T as that makes. sLSTM: the loop of torch calls
 is timed over fewer steps than the others and its time a step compared; nn.LSTM multiplies its inputs by weights, too,
 so it is compared with ours and that product."""

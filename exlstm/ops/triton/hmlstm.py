@@ -4,7 +4,7 @@ The kernels read and write sequences through index tables (`hmlstm_tables`), so 
 are not realigned; without these the tables follow from shapes, and nothing waits for the GPU.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.reference import hmlstm as reference
 from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
 from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
-from exlstm.ops.triton.launch import WIDEST, Launch, contiguous, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precision
 
-LARGEST_CHUNK = 256
 SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
 
 
@@ -113,10 +112,9 @@ class _Call:
         self.inside = self.tiles.chunk.bit_length() - 1
         # Sums over all steps: float16 could not hold them.
         self.memory_dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
-        tf32 = q.dtype == torch.float16 and torch.version.hip is None  # which keeps all bits of float16
         self.widths = {"DK": self.dk, "DV": self.dv}
         self.sizes: dict[str, Any] = {"steps_ptr": self.at.steps, "H": self.heads, "L": self.tiles.chunk}
-        self.products = {"PRECISION": "tf32" if tf32 else precision(q.dtype)}
+        self.products = {"PRECISION": precision(q.dtype)}
         self.table = {"R": self.columns, "INSIDE": self.inside}
         self.over_chunks = (self.chunks, self.heads)
 
@@ -424,16 +422,3 @@ def _derivative(
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)
-
-
-def compile_cases() -> Iterator[Launch]:
-    """The launches of a forward and a backward by every table of tiles, to compile without a GPU."""
-    half = (torch.bfloat16, 256, 512), (torch.bfloat16, 64, 128), (torch.float16, 512, 512)
-    for dtype, dk, dv in (*half, (torch.float32, 256, 512)):
-        q, v = (torch.zeros(1, 4400, 2, columns, dtype=dtype, requires_grad=True) for columns in (dk, dv))
-        gate, level = (torch.zeros(1, 4400, 2, *of, dtype=dtype, requires_grad=True) for of in ((), (14,)))
-        state = HMLSTMState.empty(1, 2, 14, dk, dv, dtype=torch.float32, device=q.device)
-        with recorded() as launches:
-            h, final = hmlstm(q, q, v, gate, gate, level, state)
-            torch.autograd.grad((h, final.C), (q, v), (torch.zeros_like(h), torch.zeros_like(final.C)))
-        yield from launches

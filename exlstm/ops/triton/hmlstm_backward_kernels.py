@@ -18,14 +18,12 @@ h does not depend on M and G, which cancel, but for eps: that part, at most eps 
 import triton
 import triton.language as tl
 
+from exlstm.ops.triton.common_kernels import log_sigmoid, through_denominator
 from exlstm.ops.triton.hmlstm_kernels import (
-    EPS,
-    LARGEST_FLOOR,
     NOTHING,
     bit_length,
     load_memory,
     load_rows,
-    log_sigmoid,
     products_of,
     rows_of,
     weights_among,
@@ -47,12 +45,9 @@ def reads_kernel(
     h = load_rows(h_ptr, row, head, H, DV, e).to(tl.float32)
     dh = load_rows(dh_ptr, row, head, H, DV, e).to(tl.float32)
     d, m = tl.load(d_ptr + at), tl.load(F_ptr + at) + tl.load(M_ptr + at)
-    floor = tl.exp(tl.minimum(-m, LARGEST_FLOOR))
-    r = 1.0 / (tl.maximum(tl.abs(d), floor) + EPS)
-    sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
-    to_d = tl.where(tl.abs(d) > floor, 1.0, tl.where(tl.abs(d) == floor, 0.5, 0.0))  # as torch.maximum has it
+    r, dd = through_denominator(h, dh, d, m)
     tl.store(r_ptr + at, r)
-    tl.store(dd_ptr + at, -tl.sum(h * dh, 1) * r * to_d * sign)
+    tl.store(dd_ptr + at, dd)
 
 
 @triton.jit(do_not_specialize=["H", "R"])

@@ -20,17 +20,9 @@ alone is float32 [M, H, L] unless said otherwise.
 import triton
 import triton.language as tl
 
-EPS = tl.constexpr(1e-6)
-LARGEST_FLOOR = tl.constexpr(80.0)  # exlstm.ops.mlstm.largest_floor
+from exlstm.ops.triton.common_kernels import denominator, log_sigmoid
+
 NOTHING = tl.constexpr(float("-inf"))
-
-
-@triton.jit
-def log_sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    one_more = 1.0 + e
-    lost = tl.where(one_more == 1.0, 1.0, one_more - 1.0)  # log(1 + e) to the last bit, e small or not
-    return tl.minimum(x, 0.0) - tl.where(one_more == 1.0, e, tl.log(one_more) * (e / lost))
 
 
 @triton.jit
@@ -307,7 +299,7 @@ def outputs_kernel(
         h = tl.dot(A, v, h, input_precision=PRECISION)
     m = tl.load(F_ptr + chunk * L + step) + tl.load(M_ptr + chunk * L + step)
     d = tl.load(d_ptr + chunk * L + step)
-    h /= (tl.maximum(tl.abs(d), tl.exp(tl.minimum(-m, LARGEST_FLOOR))) + EPS)[:, None]
+    h /= denominator(d, m)[:, None]
     tl.store(
         rows_of(h_ptr, row, head, H, DV, e), h.to(h_ptr.dtype.element_ty), mask=(row >= 0)[:, None] & (e < DV)[None, :]
     )

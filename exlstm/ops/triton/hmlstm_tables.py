@@ -29,9 +29,7 @@ class Tables(NamedTuple):
     going_on: Tensor  # [M] the row whose state the document goes on from
     ending: Tensor  # [M] the row whose last document ends with this chunk
     read: Tensor  # [M, R] the memories that a chunk reads
-    place: (
-        Tensor  # [M, R] where in its chunk each begins, 2^b L if 2^b chunks earlier: a step's xor with it is its level
-    )
+    place: Tensor  # [M, R] where in its chunk each begins, 2^b L if 2^b chunks earlier: xor a step, it is the level
     reads: Tensor  # [M] how many
     source: Tensor  # [M, S] the memories that are part of a chunk's memory
     sources: Tensor  # [M] how many

@@ -50,10 +50,12 @@ def _too_old(index: int) -> str | None:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How tl.dot takes products of `dtype`: float32 ones exactly enough unless PyTorch is told that tf32 will do."""
-    if dtype != torch.float32 or torch.version.hip is not None:
-        return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How tl.dot takes products of float32 tiles in a call of `dtype`.
+
+    Those of float32 exactly enough, unless PyTorch is told that tf32 will do. In half precision such tiles are memories
+    of float16, all of whose bits tf32 keeps.
+    """
+    return "tf32x3" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def padded(width: int) -> int:

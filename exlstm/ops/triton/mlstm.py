@@ -4,7 +4,6 @@ The chunkwise form of arXiv 2503.14376 (TFLA): chunks of up to 256 steps, themse
 memories of all chunks together are about as large as the outputs.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,9 +14,9 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
-from exlstm.ops.triton.launch import WIDEST, Launch, as_bytes, contiguous, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import WIDEST, as_bytes, contiguous, launch, padded, precision
 from exlstm.ops.triton.mlstm_step import step
-from exlstm.ops.triton.tuning import tiles_of
+from exlstm.ops.triton.mlstm_tiles import tiles_of
 
 GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
 
@@ -307,7 +306,7 @@ class _Call:
         self.over_chunks = (self.chunks, self.rows)
         self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
         self.products: dict[str, Any] = {
-            "DK": self.dk, "DV": self.dv, "NORMALISED": self.normalised, "PRECISION": _precision(q.dtype)
+            "DK": self.dk, "DV": self.dv, "NORMALISED": self.normalised, "PRECISION": precision(q.dtype)
         }  # fmt: skip
 
     def blocks(self, size: int) -> int:
@@ -373,25 +372,5 @@ class _Call:
         )
 
 
-def _precision(dtype: torch.dtype) -> str:
-    # Half precision meets float32 where float16 reads memories: tf32 keeps all of its bits.
-    return precision(dtype) if dtype == torch.float32 or torch.version.hip is not None else "tf32"
-
-
 def _differentiated(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def compile_cases() -> Iterator[Launch]:
-    """The launches of a forward and a backward by every table of tiles, to compile without a GPU."""
-    half = (torch.bfloat16, 256, 512), (torch.bfloat16, 64, 128), (torch.float16, 512, 512)
-    for dtype, dk, dv in (*half, (torch.float32, 256, 512)):
-        batch, time, heads = 32, 300, 2  # enough heads for the whole tiles of the tables
-        q, v = (torch.empty(batch, time, heads, columns, dtype=dtype) for columns in (dk, dv))
-        gate, steps = torch.empty(batch, time, heads, dtype=dtype), torch.ones(batch, time, dtype=torch.bool)
-        initial = [torch.empty(batch, heads, *of_head) for of_head in ((dk, dv), (dk,), ())]
-        with recorded() as launches:
-            h, *kept = _forward(q, q, v, gate, gate, steps, steps, *initial, 0, False)
-            C1, n1, _, *rest = kept
-            _backward(q, q, v, gate, gate, steps, steps, *initial[:2], h, C1, n1, *rest, h, C1, n1, 0, False)
-        yield from launches

@@ -19,7 +19,8 @@ cancels, but for eps: that part, at most eps / denominator of the rest, is left 
 import triton
 import triton.language as tl
 
-from exlstm.ops.triton.mlstm_kernels import EPS, LARGEST_FLOOR, log_sigmoid, products_of, rows_of, visible_weights
+from exlstm.ops.triton.common_kernels import log_sigmoid, through_denominator
+from exlstm.ops.triton.mlstm_kernels import products_of, rows_of, visible_weights
 
 
 @triton.jit
@@ -38,12 +39,8 @@ def reads_kernel(
         inside = (t < T)[:, None] & (e < DV)[None, :]
         h = tl.load(rows_of(h_ptr, b, t, head, T, H, DV, e), mask=inside, other=0.0).to(tl.float32)
         dh = tl.load(rows_of(dh_ptr, b, t, head, T, H, DV, e), mask=inside, other=0.0).to(tl.float32)
-        d = tl.load(d_ptr + at)
-        floor = tl.exp(tl.minimum(-(tl.load(F_ptr + at) + tl.load(M_ptr + at)), LARGEST_FLOOR))
-        r = 1.0 / (tl.maximum(tl.abs(d), floor) + EPS)
-        sign = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
-        to_d = tl.where(tl.abs(d) > floor, 1.0, tl.where(tl.abs(d) == floor, 0.5, 0.0))  # as torch.maximum has it
-        dd = -tl.sum(h * dh, 1) * r * to_d * sign
+        m = tl.load(F_ptr + at) + tl.load(M_ptr + at)
+        r, dd = through_denominator(h, dh, tl.load(d_ptr + at), m)
     else:
         r, dd = tl.full((BT,), 1.0, tl.float32), tl.zeros((BT,), tl.float32)
     tl.store(r_ptr + at, r)

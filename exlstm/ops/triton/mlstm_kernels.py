@@ -17,16 +17,7 @@ filled up with steps that weigh nothing. Where a step is masked, M is inf: then 
 import triton
 import triton.language as tl
 
-EPS = tl.constexpr(1e-6)
-LARGEST_FLOOR = tl.constexpr(80.0)  # exlstm.ops.mlstm.largest_floor
-
-
-@triton.jit
-def log_sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    one_more = 1.0 + e
-    lost = tl.where(one_more == 1.0, 1.0, one_more - 1.0)  # log(1 + e) to the last bit, e small or not
-    return tl.minimum(x, 0.0) - tl.where(one_more == 1.0, e, tl.log(one_more) * (e / lost))
+from exlstm.ops.triton.common_kernels import denominator, log_sigmoid
 
 
 @triton.jit
@@ -324,5 +315,5 @@ def outputs_kernel(
     if NORMALISED:
         m = tl.load(F_ptr + chunk * L + step) + tl.load(M_ptr + chunk * L + step)
         d = tl.load(d_ptr + chunk * L + step)
-        h /= (tl.maximum(tl.abs(d), tl.exp(tl.minimum(-m, LARGEST_FLOOR))) + EPS)[:, None]
+        h /= denominator(d, m)[:, None]
     tl.store(rows_of(h_ptr, b, t, head, T, H, DV, e), h.to(h_ptr.dtype.element_ty), mask=here & in_e)

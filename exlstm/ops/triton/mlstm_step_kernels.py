@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from exlstm.ops.triton.mlstm_kernels import EPS, LARGEST_FLOOR, log_sigmoid
+from exlstm.ops.triton.common_kernels import denominator, log_sigmoid
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def step_kernel(
         if tile == 0:
             tl.store(n1_ptr + row * DK + x, n, mask=in_x)
     if not SIGMOID:
-        h /= tl.maximum(tl.abs(d), tl.exp(tl.minimum(-m_new, LARGEST_FLOOR))) + EPS
+        h /= denominator(d, m_new)
     tl.store(h_ptr + row * DV + e, (h * present).to(h_ptr.dtype.element_ty), mask=in_e)
     if tile == 0:
         tl.store(m1_ptr + row, m_new)

@@ -4,9 +4,7 @@ The backward first recomputes the gates of all steps in one product, walks back 
 gradient of the weights in one more product over all steps.
 """
 
-import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import slstm as chunkwise
 from exlstm.ops.slstm import SLSTMState
-from exlstm.ops.triton.launch import FLOAT64, Launch, as_bytes, interpreted, launch, padded, precision, recorded
+from exlstm.ops.triton.launch import FLOAT64, as_bytes, interpreted, launch, padded, precision
 
 WIDEST = 256
 REMARK = f"{FLOAT64}, and so do heads of more than {WIDEST} columns"
@@ -134,7 +132,7 @@ def _backward(
     grad_final: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, r and the initial state."""
-    from exlstm.ops.triton import slstm_kernels as kernels
+    from exlstm.ops.triton import slstm_backward_kernels as kernels
 
     batch, time, _, heads, width = x.shape
     walk = _walks(x)[1]
@@ -193,15 +191,3 @@ def _derivative(ctx: Any, grad_h: Tensor, grad_final: Tensor, _: Tensor) -> tupl
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)
-
-
-def compile_cases() -> Iterator[Launch]:
-    """The launches of a forward and a backward in every configuration of the tables, to compile without a GPU."""
-    for table, dtypes in ((_HALF, (torch.bfloat16, torch.float16)), (_FLOAT32, (torch.float32,))):
-        for width, dtype in itertools.product(table, dtypes):
-            x, r = torch.empty(16, 8, 4, 2, width, dtype=dtype), torch.empty(4, 2, width, width, dtype=dtype)
-            initial, steps = torch.empty(4, 16, 2, width), torch.ones(16, 8, dtype=torch.bool)
-            with recorded() as launches:
-                h, final, kept = _forward(x, r, initial, steps, steps, math.inf, True)
-                _backward(x, r, initial, steps, steps, math.inf, h, kept, h, final)
-            yield from launches

@@ -4,18 +4,26 @@ One line of JSON a kernel: its name, bytes of shared memory, and bytes of regist
 process of its own, for the interpreter and the compiler do not go together in one.
 """
 
-import importlib
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
+from exlstm.ops.triton import hmlstm, mlstm, slstm
+from exlstm.ops.triton.launch import Launch, recorded
+from tests.ops.cases import leaves
 
 TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
 NAMES = {
@@ -27,6 +35,51 @@ NAMES = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+
+
+# A type and widths for every table of tiles.
+MATRICES = (
+    (torch.bfloat16, 256, 512),
+    (torch.bfloat16, 64, 128),
+    (torch.float16, 512, 512),
+    (torch.float32, 256, 512),
+)
+DTYPES, WIDTHS = (torch.bfloat16, torch.float16, torch.float32), (16, 32, 64, 128, 256)
+
+
+def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...], Any, dict[str, Tensor]]]:
+    """Calls of an operator's kernels: function, inputs, state and options, for all configurations of its tables."""
+    if operator == "slstm":
+        for dtype, width in itertools.product(DTYPES, WIDTHS):
+            x, r = torch.empty(16, 8, 4, 2, width, dtype=dtype), torch.empty(4, 2, width, width, dtype=dtype)
+            yield slstm.slstm, (x, r), SLSTMState(*torch.empty(4, 16, 2, width)), marks(16, 8)
+        return
+    for dtype, dk, dv in MATRICES:
+        batch, time = (32, 300) if operator == "mlstm" else (1, 4400)  # heads, or memories, for the tables' whole tiles
+        q, v = (torch.empty(batch, time, 2, columns, dtype=dtype) for columns in (dk, dv))
+        gate = torch.empty(batch, time, 2, dtype=dtype)
+        if operator == "mlstm":
+            state = MLSTMState(*(torch.empty(batch, 2, *of_head) for of_head in ((dk, dv), (dk,), ())))
+            yield mlstm.mlstm, (q, q.clone(), v, gate, gate.clone()), state, marks(batch, time)
+        else:
+            level = torch.empty(batch, time, 2, 14, dtype=dtype)
+            state = HMLSTMState.empty(batch, 2, 14, dk, dv, dtype=torch.float32, device=q.device)
+            yield hmlstm.hmlstm, (q, q.clone(), v, gate, gate.clone(), level), state, {}
+
+
+def marks(batch: int, time: int) -> dict[str, Tensor]:
+    return {name: torch.ones(batch, time, dtype=torch.bool) for name in ("mask", "reset")}
+
+
+def launches_of(operator: str) -> Iterator[Launch]:
+    """All launches of a forward and a backward of these calls."""
+    for function, inputs, state, options in calls(operator):
+        inputs = tuple(x.requires_grad_() for x in inputs)
+        with recorded() as launches:
+            found = leaves(function(*inputs, state, **options))
+            found = [x for x in found if x.requires_grad]
+            torch.autograd.grad(found, inputs, [torch.empty_like(x) for x in found], allow_unused=True)
+        yield from launches
 
 
 def source_of(launch):
@@ -59,8 +112,10 @@ def spilled(ptx: str) -> int:
 
 
 def main(operator: str, target: str) -> None:
+    if target == "hip":
+        torch.set_float32_matmul_precision("high")  # for there is tf32, and not its exact form
     seen = set()
-    for launch in importlib.import_module(f"exlstm.ops.triton.{operator}").compile_cases():
+    for launch in launches_of(operator):
         source = source_of(launch)
         options = {"num_warps": launch.warps, "num_stages": launch.stages}
         if (key := (source.hash(), *options.values())) in seen:

@@ -9,17 +9,12 @@ several times in a row in a gradient: 3e-2 and 4e-3.
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
 from exlstm.ops import HMLSTMState
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.triton import hmlstm as triton_hmlstm
-from exlstm.ops.triton import hmlstm_tables, hmlstm_tiles, launch
+from exlstm.ops.triton import hmlstm_tables, hmlstm_tiles
 from tests.ops.cases import draw, leaves
 from tests.ops.triton.agreement import assert_close, bits, compared, needs_a_gpu, on
-
-if reason := launch.obstacle(None):
-    pytest.skip(reason, allow_module_level=True)
 
 SINGLE = 1e-4
 pytestmark = [  # of the interpreter, which computes with NumPy

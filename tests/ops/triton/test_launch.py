@@ -53,6 +53,6 @@ def test_float32_products_are_exact_unless_pytorch_is_told_otherwise(monkeypatch
         assert launch.precision(torch.float32) == "tf32x3"
         torch.set_float32_matmul_precision("high")
         assert launch.precision(torch.float32) == "tf32"
-        assert launch.precision(torch.bfloat16) == "ieee"
+        assert launch.precision(torch.float16) == "tf32"
     finally:
         torch.set_float32_matmul_precision(before)

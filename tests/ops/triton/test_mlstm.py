@@ -59,10 +59,10 @@ def test_widths_that_no_tile_divides_equal_the_reference(device, dk, dv, monkeyp
 
 @pytest.mark.parametrize("columns", [16, 32])
 def test_tiles_of_part_of_the_columns_give_the_same(device, columns, monkeypatch):
-    from exlstm.ops.triton import tuning
+    from exlstm.ops.triton import mlstm_tiles
 
-    small = [tile._replace(rows=16, columns=columns, inner=16) for tile in tuning._FLOAT32[1:]]
-    monkeypatch.setattr(tuning, "_FLOAT32", tuning.Tiles(32, *small))
+    small = [tile._replace(rows=16, columns=columns, inner=16) for tile in mlstm_tiles._FLOAT32[1:]]
+    monkeypatch.setattr(mlstm_tiles, "_FLOAT32", mlstm_tiles.Tiles(32, *small))
     monkeypatch.setattr("tests.ops.cases.DK", 40)
     monkeypatch.setattr("tests.ops.cases.DV", 33)
     assert_close(*compared(draw("mlstm", 40), device, torch.float32), SINGLE)

@@ -1,4 +1,8 @@
-"""Tile sizes of the mLSTM kernels, chosen by measurement on an H100 (`python benchmarks/gpu.py`)."""
+"""Tile sizes of the mLSTM kernels.
+
+Those of half precision up to 256 columns were chosen by measurement on an H100 (benchmarks/results/GPU-20261127-0212),
+the others so that they fit its registers and shared memory (`tests/ops/triton/test_compiled.py`).
+"""
 
 from typing import NamedTuple
 
