@@ -16,6 +16,9 @@ class Train(pairs.Train):
     what is for train, validation and test. For pairs to try it on: exlstm data get descriptions-de.
     """
 
+    dropout: float = 0.2
+    """Probability with which what a block adds is dropped in training."""
+
 
 @dataclass(frozen=True)
 class Evaluate(EvaluateOptions):
