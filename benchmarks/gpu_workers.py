@@ -159,13 +159,10 @@ def attempt(function: str, case: Case) -> tuple[Row, bool]:
     try:
         module, _, name = function.partition(":")
         return getattr(import_module(module), name)(**case), False
-    except torch.OutOfMemoryError as error:
-        problem, lost = error, False
-    except (ImportError, ValueError, NotImplementedError) as error:
-        problem, lost = error, False
     except Exception as error:
-        problem, lost = error, True
-    return {"problem": describe(problem)}, lost
+        # These leave the GPU as it was; after any other it may answer nothing more.
+        harmless = isinstance(error, (torch.OutOfMemoryError, ImportError, ValueError, NotImplementedError))
+        return {"problem": describe(error)}, not harmless
 
 
 def describe(error: BaseException) -> str:
