@@ -1,10 +1,11 @@
 """A hierarchical memory that is written once and read by context: a tree of matrix memories over a source.
 
 The leaves are short segments of the source; a node above joins two below. Every node above a leaf holds what its steps
-wrote, as the memory of an mLSTM does, and every node a summary to be found by. A reader goes from coarse to fine: at
+wrote, as the memory of an mLSTM does, and is found by the mean of their keys. A reader goes from coarse to fine: at
 every level it scores the nodes below those it kept, keeps the best and reads their memories; to the steps of the
 leaves that are left it attends; in the end it mixes the levels. So what matters is found in O(log S) and read exactly,
-and the rest in outline. A source of so few leaves that all are kept is attended to, and no more.
+and the rest in outline. A source of so few leaves that all are kept is attended to, and no more: what is learnt there,
+which keys answer which query, is what finds nodes in longer ones.
 """
 
 import math
@@ -16,8 +17,9 @@ from exlstm.layers.init import small_init_, wang_init_
 from exlstm.layers.linear import head_width
 from exlstm.layers.norm import MultiHeadNorm
 from exlstm.layers.reading import Trace
+from exlstm.layers.recall import Form, read
 from exlstm.layers.steps import Lookback
-from exlstm.layers.tree import Form, Stored, read, store
+from exlstm.layers.tree import Stored, store
 from exlstm.ops.checks import check_shape, check_steps
 
 
@@ -36,29 +38,29 @@ class MemoryWriter(nn.Module):
         if leaf is not None and leaf < 1:
             raise ValueError(f"leaf must be at least 1 step, or None, got {leaf}")
         self.heads, self.leaf = heads, leaf
-        self.kvs = nn.Linear(width, 3 * width, bias=False)  # keys, values, summaries
+        self.kv = nn.Linear(width, 2 * width, bias=False)
         self.gate = nn.Linear(width, heads)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """All steps weigh alike at first."""
-        small_init_(self.kvs.weight, self.kvs.in_features)
+        small_init_(self.kv.weight, self.kv.in_features)
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 
     def forward(self, source: Tensor, mask: Tensor | None = None) -> Stored:
         """Write `source` [B, S, width]; steps where `mask` [B, S] is False are absent, whatever stands there."""
-        check_shape("source", source, (None, None, self.kvs.in_features), "[B, S, width]")
+        check_shape("source", source, (None, None, self.kv.in_features), "[B, S, width]")
         check_steps("mask", mask, *source.shape[:2])
         # Absent steps go to the end, so that padding and gaps change no segment.
         steps = Lookback(0, source.shape[1], mask=mask, reset=None)
         source = steps.align(source if mask is None else source.masked_fill(~mask[..., None], 0))
-        k, v, s = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.kvs(source).chunk(3, -1))
+        k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.kv(source).chunk(2, -1))
         log = self.gate(source).transpose(1, 2)
         log = log.to(torch.promote_types(log.dtype, torch.float32))
         if mask is not None:
             log = log.masked_fill(~steps.align(mask)[:, None], -math.inf)
-        return store(k, v, s, log, self.leaf or source.shape[1], attend=self.leaf is not None)
+        return store(k, v, log, self.leaf or source.shape[1], attend=self.leaf is not None)
 
 
 class MemoryReader(nn.Module):
@@ -69,27 +71,32 @@ class MemoryReader(nn.Module):
         heads: as the writer's; each chooses its nodes by itself.
         keep: nodes of a level that are read.
         levels: levels told apart; all above share the last one's weight.
+        norm: what every head read is normalised, as that of an mLSTM's memory is: for flat memories. Attention is not,
+            whose sharpness tells how well something was found.
         depth: blocks in the model, by which the output projection is scaled at first.
     """
 
-    def __init__(self, width: int, heads: int, *, keep: int = 4, levels: int = 12, depth: int = 1) -> None:
+    def __init__(
+        self, width: int, heads: int, *, keep: int = 32, levels: int = 12, norm: bool = False, depth: int = 1
+    ) -> None:
         super().__init__()
         head_width(width, heads)
         for name, value in (("keep", keep), ("levels", levels)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.heads, self.keep, self.levels, self.depth = heads, keep, levels, depth
-        self.query = nn.Linear(width, 3 * width, bias=False)  # what is asked, where it is looked for, output gate
+        self.query = nn.Linear(width, width, bias=False)
         self.level = nn.Linear(width, heads * levels)
-        self.norm = MultiHeadNorm(width)
+        self.norm = MultiHeadNorm(width) if norm else nn.Flatten(-2)
         self.out = nn.Linear(width, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All levels weigh alike at first."""
+        """The leaves have nearly all weight at first: attention learns soonest, and finds what is to be mixed in."""
         small_init_(self.query.weight, self.query.in_features)
         nn.init.zeros_(self.level.weight)
-        nn.init.zeros_(self.level.bias)
+        with torch.no_grad():
+            self.level.bias.view(self.heads, self.levels).copy_(4.0 * (torch.arange(self.levels) == 0))
         wang_init_(self.out.weight, self.out.out_features, self.depth)
 
     def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False) -> tuple[Tensor, Trace]:
@@ -101,8 +108,7 @@ class MemoryReader(nn.Module):
             trace: also tell which nodes were read.
         """
         check_shape("x", x, (stored.k.shape[0], None, self.query.in_features), "[B, T, width]")
-        q, u, gate = self.query(x).chunk(3, -1)
-        q, u = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, u))
+        q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         level = self.level(x).unflatten(-1, (self.heads, self.levels)).transpose(1, 2)
-        h, found = read(stored, q, u, level, keep=self.keep, form=form, trace=trace)
-        return self.out(self.norm(h.transpose(1, 2)) * torch.sigmoid(gate)), found
+        h, found = read(stored, q, level, keep=self.keep, form=form, trace=trace)
+        return self.out(self.norm(h.transpose(1, 2))), found

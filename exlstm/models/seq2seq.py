@@ -48,17 +48,18 @@ class Seq2SeqConfig:
     """A tree of matrix memories, its leaves read by attention; one flat matrix memory; or attention to all."""
     leaf: int = 16
     """Source tokens in a leaf of the tree."""
-    keep: int = 4
-    """Nodes of a level that a read keeps."""
+    keep: int = 32
+    """Nodes of a level that a read keeps; shorter sources are attended to as a whole."""
     copy: bool = True
     """Tokens of the source may be written as they stand, see `Copying`; not from a flat memory, which keeps none."""
     levels: int = 12
     """Levels told apart, of the tree and of hierarchical blocks."""
     window: int = 256
     """Steps that attention blocks see."""
-    options: BlockOptions = field(default=BlockOptions(slstm_kernel=0, slstm_dense=True, slstm_hidden=0))
+    options: BlockOptions = field(default=BlockOptions(slstm_heads=1, slstm_kernel=0, slstm_dense=True, slstm_hidden=0))
     """In what blocks differ from those of the style. By the default sLSTM blocks have no convolution and no
-    feed-forward part, and their gates see all channels: so they learn faster from pairs, by steps and by time."""
+    feed-forward part, their gates see all channels, and all their memories mix: they learn faster from pairs so, by
+    steps and by time."""
 
     def __post_init__(self) -> None:
         if self.memory not in ("hierarchical", "flat", "attention"):
@@ -300,7 +301,8 @@ def _reader(c: Seq2SeqConfig, depth: int) -> nn.Module:
     if c.memory == "attention":
         return AttentionReader(c.width, c.heads, depth=depth)
     one = c.memory == "flat"
-    return MemoryReader(c.width, c.heads, keep=1 if one else c.keep, levels=1 if one else c.levels, depth=depth)
+    keep, levels = (1, 1) if one else (c.keep, c.levels)
+    return MemoryReader(c.width, c.heads, keep=keep, levels=levels, norm=one, depth=depth)
 
 
 def _repeated(stored: Any, times: int) -> Any:

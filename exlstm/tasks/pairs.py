@@ -202,19 +202,19 @@ def _make(options: Train, tokenizer: "Tokenizer") -> "Seq2Seq":
     import torch
 
     from exlstm.data.text import BOS, EOS
-    from exlstm.models import Seq2Seq
+    from exlstm.models import Seq2Seq, Seq2SeqConfig
     from exlstm.models.arch import pattern_of
     from exlstm.train import derive_seed
 
-    model = options.model
+    model, blocks = options.model, Seq2SeqConfig.options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "network"))
         return Seq2Seq(
             vocabulary=tokenizer.vocabulary,
             bos=BOS,
             eos=EOS,
-            encoder=pattern_of(model.arch, options.encoder, model.width, bidirectional=True),
-            decoder=pattern_of(model.arch, model.pattern, model.width),
+            encoder=pattern_of(model.arch, options.encoder, model.width, bidirectional=True, options=blocks),
+            decoder=pattern_of(model.arch, model.pattern, model.width, options=blocks),
             width=model.width,
             dropout=options.dropout,
             memory=options.memory,

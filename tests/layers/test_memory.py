@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from exlstm.layers import MemoryReader, MemoryWriter
-from exlstm.layers.tree import read, store
+from exlstm.layers.recall import read
+from exlstm.layers.tree import store
 from tests.ops.cases import assert_same, normal
 
 WIDTH, HEADS = 12, 2
 
 
 def random_layers(*, leaf=4, keep=2, levels=3):
-    writer, reader = MemoryWriter(WIDTH, HEADS, leaf=leaf), MemoryReader(WIDTH, HEADS, keep=keep, levels=levels)
+    writer = MemoryWriter(WIDTH, HEADS, leaf=leaf)
+    reader = MemoryReader(WIDTH, HEADS, keep=keep, levels=levels)
     for layer in (writer, reader):
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.7)
@@ -21,8 +23,8 @@ def random_layers(*, leaf=4, keep=2, levels=3):
 
 
 @torch.no_grad()
-def definition(k, v, s, log, q, u, level, *, leaf, keep, attend):
-    """One row, one head, one query, as the paper's loop would have it: k, v, s [S, D], log [S]; None for no step."""
+def definition(k, v, log, q, level, *, leaf, keep, attend):
+    """One row, one head, one query, as a loop: k [S, DK], v [S, DV], log [S], q [DK], level [levels]."""
     steps, dk = len(k), k.shape[1]
     spans = [[range(a, min(a + leaf, steps)) for a in range(0, steps, leaf)]]
     if attend and len(spans[0]) <= keep:  # all that is there can be read: nothing is to be looked for
@@ -37,10 +39,9 @@ def definition(k, v, s, log, q, u, level, *, leaf, keep, attend):
         w = (w - m).exp()
         rows = list(span)
         n = (w[:, None] * k[rows]).sum(0)
-        summary = (w[:, None] * s[rows]).sum(0) / w.sum()
         number = (q @ (k[rows].T * w) @ v[rows]) / dk**0.5
         value = number / (max((n @ q).abs() / dk**0.5, (-m).exp()) + 1e-6)
-        return u @ summary / dk**0.5, value
+        return q @ n / w.sum() / dk**0.5, value
 
     kept, values = None, []
     for number in reversed(range(len(spans))):
@@ -65,13 +66,12 @@ def definition(k, v, s, log, q, u, level, *, leaf, keep, attend):
 @pytest.mark.parametrize(("dk", "dv"), [(3, 5), (16, 12)], ids=["matrices", "steps in the leaves"])
 @pytest.mark.parametrize("attend", [True, False], ids=["attention in leaves", "matrices alone"])
 def test_it_is_what_its_definition_says(form, steps, dk, dv, attend):
-    k, v, s, log = normal(1, 1, steps, dk), normal(1, 1, steps, dv), normal(1, 1, steps, dk), normal(1, 1, steps)
-    q, u, level = normal(1, 1, 6, dk), normal(1, 1, 6, dk), normal(1, 1, 6, 3)
-    h, _ = read(store(k, v, s, log, 4, attend=attend), q, u, level, keep=2, form=form)
+    k, v, log = normal(1, 1, steps, dk), normal(1, 1, steps, dv), normal(1, 1, steps)
+    q, level = normal(1, 1, 6, dk), normal(1, 1, 6, 3)
+    h, _ = read(store(k, v, log, 4, attend=attend), q, level, keep=2, form=form)
     for t in range(6):
-        expected = definition(
-            k[0, 0], v[0, 0], s[0, 0], log[0, 0], q[0, 0, t], u[0, 0, t], level[0, 0, t], leaf=4, keep=2, attend=attend
-        )
+        row = (k[0, 0], v[0, 0], log[0, 0], q[0, 0, t], level[0, 0, t])
+        expected = definition(*row, leaf=4, keep=2, attend=attend)
         assert_same([h[0, 0, t]], [expected], 1e-10)
 
 
@@ -92,8 +92,8 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
 
 
 def test_low_levels_are_kept_as_steps_where_these_are_fewer_numbers():
-    k, v, s, log = normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64)
-    levels = store(k, v, s, log, 4, attend=False).levels
+    k, v, log = normal(1, 1, 64, 16), normal(1, 1, 64, 16), normal(1, 1, 64)
+    levels = store(k, v, log, 4, attend=False).levels
     assert [node.C is None for node in levels] == [True, True, False, False, False]  # nodes of 4, 8, 16, 32, 64 steps
 
 
@@ -183,7 +183,7 @@ def test_bad_input_gets_one_sentence(make, message):
 def test_weights_of_extreme_size_stay_finite():
     for scale in (-300.0, 300.0):
         log = torch.full((1, 1, 9), scale, dtype=torch.float64, requires_grad=True)
-        stored = store(normal(1, 1, 9, 3), normal(1, 1, 9, 3), normal(1, 1, 9, 3), log, 4)
-        h, _ = read(stored, normal(1, 1, 2, 3), normal(1, 1, 2, 3), normal(1, 1, 2, 1), keep=2)
+        stored = store(normal(1, 1, 9, 3), normal(1, 1, 9, 3), log, 4)
+        h, _ = read(stored, normal(1, 1, 2, 3), normal(1, 1, 2, 1), keep=2)
         assert bool(h.isfinite().all())
         assert math.isfinite(float(torch.autograd.grad(h.sum(), log)[0].abs().max()))

@@ -3,7 +3,8 @@
 // A task is one head and a tile of batch rows, and walks over the whole sequence by itself: rows and heads do not see
 // each other, so tasks never wait. Within a step, the product of h_{t-1} with the recurrent weights is register-blocked
 // over the rows of the tile and the four gates of LANES cells, so that the cell's update follows on the same registers.
-// Weights are packed for that order: all loads are consecutive.
+// Weights are packed for that order: all loads are consecutive. For inputs in bfloat16, the operands of all products are
+// rounded to it where the processor multiplies it (`Item`): half as much to load, twice as many products.
 //
 // For the backward the forward keeps only the states before every segment of steps. The backward runs a segment again
 // in the cache, which takes less time than to write and read all gates and states of a long sequence in memory. From
@@ -32,8 +33,12 @@ struct Shape {
 template <class In>
 struct Steps {
   Shape shape;
+  using T = Item<In>;  // operands of products
+  using W = Word<T>;
+  static constexpr int64_t DEPTH = sizeof(W) / sizeof(T);
+
   const In* x;               // [B, T, 4, H, D]
-  const REAL* packed;        // [H, tiles, D, 4, LANES]
+  const W* packed;           // [H, tiles, words of D, 4, LANES]
   const bool *mask, *reset;  // [B, T], or null
   REAL forget_cap;           // of the pre-activations of forget gates, from above
 
@@ -58,27 +63,28 @@ struct Steps {
   bool emptied(int64_t b, int64_t t) const { return reset && reset[b * shape.time + t]; }
 
   // What the step reads of the state's h [TILE, padded D]: 0 where the state is emptied.
-  template <int TILE>
-  void hidden(int64_t b0, int64_t t, const REAL* before, REAL* to) const {
+  template <int TILE, class To>
+  void hidden(int64_t b0, int64_t t, const REAL* before, To* to) const {
     for (int r = 0; r < TILE; r++)
-      if (emptied(b0 + r, t))
-        std::memset(to + r * shape.padded(), 0, shape.padded() * sizeof(REAL));
-      else
-        std::memcpy(to + r * shape.padded(), before + (H * TILE + r) * shape.padded(), shape.padded() * sizeof(REAL));
+      for (int64_t j = 0; j < shape.padded(); j += LANES) {
+        const REAL* from = before + (H * TILE + r) * shape.padded() + j;
+        store(to + r * shape.padded() + j, emptied(b0 + r, t) ? Vec{} : load(from));
+      }
   }
 
   // The state after step t; h goes to `out`, if not null, and what the backward needs to `saved`, if not null.
   template <int TILE, int UNROLL>
-  void step(int64_t h, int64_t b0, int64_t t, const REAL* before, const REAL* hidden, REAL* after, In* out,
+  void step(int64_t h, int64_t b0, int64_t t, const REAL* before, const T* hidden, REAL* after, In* out,
             REAL* saved) const {
-    const int64_t width = shape.width, padded = shape.padded();
+    const int64_t words = (shape.width + DEPTH - 1) / DEPTH, padded = shape.padded(), stride = padded / DEPTH;
+    const W* read = reinterpret_cast<const W*>(hidden);
     for (int64_t j = 0; j < shape.tiles(); j++) {
-      const REAL* w = packed + (h * shape.tiles() + j) * width * 4 * LANES;
+      const W* w = packed + (h * shape.tiles() + j) * words * 4 * LANES;
       Vec sums[UNROLL][TILE][4] = {};
       int64_t k = 0;
-      for (; k + UNROLL <= width; k += UNROLL)
-        for (int u = 0; u < UNROLL; u++) accumulate<TILE>(sums[u], hidden + k + u, padded, w + (k + u) * 4 * LANES);
-      for (; k < width; k++) accumulate<TILE>(sums[0], hidden + k, padded, w + k * 4 * LANES);
+      for (; k + UNROLL <= words; k += UNROLL)
+        for (int u = 0; u < UNROLL; u++) accumulate<TILE>(sums[u], read + k + u, stride, w + (k + u) * 4 * LANES);
+      for (; k < words; k++) accumulate<TILE>(sums[0], read + k, stride, w + k * 4 * LANES);
       for (int u = 1; u < UNROLL; u++)
         for (int r = 0; r < TILE; r++)
           for (int g = 0; g < 4; g++) sums[0][r][g] += sums[u][r][g];
@@ -90,14 +96,14 @@ struct Steps {
   }
 
   template <int TILE>
-  static inline void accumulate(Vec (&sums)[TILE][4], const REAL* hidden, int64_t stride, const REAL* w) {
-    const Vec w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);
+  static inline void accumulate(Vec (&sums)[TILE][4], const W* hidden, int64_t stride, const W* w) {
+    const auto w0 = load(w), w1 = load(w + LANES), w2 = load(w + 2 * LANES), w3 = load(w + 3 * LANES);
     for (int r = 0; r < TILE; r++) {
-      const REAL value = hidden[r * stride];
-      sums[r][0] += value * w0;
-      sums[r][1] += value * w1;
-      sums[r][2] += value * w2;
-      sums[r][3] += value * w3;
+      const W value = hidden[r * stride];
+      sums[r][0] = multiply_add(sums[r][0], value, w0);
+      sums[r][1] = multiply_add(sums[r][1], value, w1);
+      sums[r][2] = multiply_add(sums[r][2], value, w2);
+      sums[r][3] = multiply_add(sums[r][3], value, w3);
     }
   }
 
@@ -134,6 +140,8 @@ struct Steps {
 
 template <class In>
 struct Forward {
+  using T = Item<In>;
+
   Steps<In> steps;
   const REAL* initial;  // [B, 4, H, D]
   In* out;              // [B, T, H, D]
@@ -143,15 +151,15 @@ struct Forward {
   void tile(int64_t h, int64_t b0) const {
     const Shape& shape = steps.shape;
     const int64_t plane = TILE * shape.padded();
-    std::vector<REAL> buffer(9 * plane);  // the states before and after a step, and the former's h as the step reads it
-    REAL *before = buffer.data(), *after = before + 4 * plane, *hidden = after + 4 * plane;
+    std::vector<REAL> buffer(8 * plane);  // the states before and after a step
+    std::vector<T> hidden(plane);         // the former's h as the step reads it
+    REAL *before = buffer.data(), *after = before + 4 * plane;
     steps.template enter<TILE>(h, b0, initial, before);
     for (int64_t t = 0; t < shape.time; t++) {
       if (kept && t % shape.segment == 0)
         steps.template leave<TILE>(h, b0, before, kept + t / shape.segment * shape.state(shape.batch, 0, 0));
-      if (steps.reset) steps.template hidden<TILE>(b0, t, before, hidden);
-      const REAL* read = steps.reset ? hidden : before + H * plane;
-      steps.template step<TILE, UNROLL>(h, b0, t, before, read, after, out, nullptr);
+      steps.template hidden<TILE>(b0, t, before, hidden.data());
+      steps.template step<TILE, UNROLL>(h, b0, t, before, hidden.data(), after, out, nullptr);
       std::swap(before, after);
     }
     steps.template leave<TILE>(h, b0, before, final);
@@ -160,9 +168,14 @@ struct Forward {
 
 template <class In>
 struct Backward {
+  using S = Steps<In>;
+  using T = typename S::T;
+  using W = typename S::W;
+  static constexpr int64_t DEPTH = S::DEPTH;
+
   Steps<In> steps;
   const REAL* kept;        // [segments, B, 4, H, D], of the forward
-  const REAL* transposed;  // [H, tiles, 4, padded D, LANES]
+  const W* transposed;     // [H, tiles, words of 4 x padded D, LANES]
   const In* grad_out;      // [B, T, H, D]
   const REAL* grad_final;  // [B, 4, H, D]
   In* grad_x;              // [B, T, 4, H, D]
@@ -170,17 +183,17 @@ struct Backward {
   REAL* grad_r;            // [H, parts, padded_rows(D), 4, padded D], 0 at first; a part has tiles of rows of its own
   int64_t parts;
 
-  using S = Steps<In>;
-
   template <int TILE, int UNROLL>
   void tile(int64_t h, int64_t b0, int64_t part) const {
     const Shape& shape = steps.shape;
     const int64_t width = shape.width, padded = shape.padded(), plane = TILE * padded, segment = shape.segment;
-    // Of a segment: the states before and after its steps, h as they read it, what they save, gradients of their gates.
-    std::vector<REAL> buffer((4 * (segment + 1) + (1 + S::SAVED + 4) * segment + 4) * plane + ROWS);
+    // Of a segment: the states before and after its steps, what they save, h as they read it, gradients of their gates.
+    std::vector<REAL> buffer((4 * (segment + 1) + S::SAVED * segment + 4) * plane);
     REAL *states = buffer.data(), *saved = states + 4 * (segment + 1) * plane;
-    REAL *grad = saved + S::SAVED * segment * plane;
-    REAL *grad_g = grad + 4 * plane, *hidden = grad_g + 4 * segment * plane;
+    REAL* grad = saved + S::SAVED * segment * plane;
+    std::vector<T> operands(5 * segment * plane + ROWS);
+    T *grad_g = operands.data(), *hidden = grad_g + 4 * segment * plane;
+    std::vector<W> hidden_words, grad_words;
     steps.template enter<TILE>(h, b0, grad_final, grad);
     for (int64_t s = shape.segments() - 1; s >= 0; s--) {
       const int64_t first = s * segment, count = std::min(segment, shape.time - first);
@@ -192,7 +205,7 @@ struct Backward {
                                           nullptr, saved + S::SAVED * i * plane);
       }
       for (int64_t i = count - 1; i >= 0; i--) {
-        REAL* grad_now = grad_g + 4 * i * plane;
+        T* grad_now = grad_g + 4 * i * plane;
         for (int r = 0; r < TILE; r++)
           for (int64_t j = 0; j < shape.tiles(); j++) {
             const int64_t at = r * padded + j * LANES;
@@ -207,24 +220,42 @@ struct Backward {
           if (steps.emptied(b0 + r, first + i))
             for (int p = 0; p < 4; p++) std::memset(grad + (p * TILE + r) * padded, 0, padded * sizeof(REAL));
       }
-      product(ALL, width, 4 * padded, count * TILE, hidden, 1, padded, grad_g, 4 * padded,
+      const int64_t rows = count * TILE;
+      product(ALL, width, 4 * padded, rows, by_row(hidden, rows, padded, hidden_words), 1, padded,
+              by_row(grad_g, rows, 4 * padded, grad_words), 4 * padded,
               grad_r + (h * parts + part) * padded_rows(width) * 4 * padded, 4 * padded, {1});
     }
     steps.template leave<TILE>(h, b0, grad, grad_initial);
   }
 
+  // Rows as words of a product along them: themselves, or pairs of one and the next.
+  static const W* by_row(const T* in, int64_t rows, int64_t columns, std::vector<W>& words) {
+    if constexpr (DEPTH == 1) {
+      return in;
+    } else {
+      words.resize((rows + 1) / 2 * columns + ROWS);
+      for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t j = 0; j < columns; j += LANES) {
+          const T* row = in + i * columns + j;
+          store(words.data() + i / 2 * columns + j, paired(row, i + 1 < rows ? row + columns : nullptr));
+        }
+      return words.data();
+    }
+  }
+
   // grad_h += grad_g R^T for TILES * LANES of the cells.
   template <int TILE, int TILES>
-  void through_weights(int64_t h, int64_t j, const REAL* grad_g, REAL* grad_h) const {
-    const int64_t padded = steps.shape.padded(), depth = 4 * padded;
-    const REAL* w = transposed + (h * steps.shape.tiles() + j) * depth * LANES;
+  void through_weights(int64_t h, int64_t j, const T* grad_g, REAL* grad_h) const {
+    const int64_t padded = steps.shape.padded(), words = 4 * padded / DEPTH;
+    const W* w = transposed + (h * steps.shape.tiles() + j) * words * LANES;
+    const W* grad = reinterpret_cast<const W*>(grad_g);
     Vec sums[TILE][TILES] = {};
-    for (int64_t k = 0; k < depth; k++) {
-      Vec weights[TILES];
-      for (int i = 0; i < TILES; i++) weights[i] = load(w + (i * depth + k) * LANES);
+    for (int64_t k = 0; k < words; k++) {
+      decltype(load(w)) weights[TILES];
+      for (int i = 0; i < TILES; i++) weights[i] = load(w + (i * words + k) * LANES);
       for (int r = 0; r < TILE; r++) {
-        const REAL value = grad_g[r * depth + k];
-        for (int i = 0; i < TILES; i++) sums[r][i] += value * weights[i];
+        const W value = grad[r * words + k];
+        for (int i = 0; i < TILES; i++) sums[r][i] = multiply_add(sums[r][i], value, weights[i]);
       }
     }
     for (int r = 0; r < TILE; r++)
@@ -236,7 +267,7 @@ struct Backward {
 
   // The gradients of the gates and, but for the part through the gates, of the state before; `grad` is of that after.
   inline void cell(int64_t h, int64_t b, int64_t t, int64_t j, int64_t plane, const REAL* before, const REAL* saved,
-                   REAL* grad, REAL* grad_g) const {
+                   REAL* grad, T* grad_g) const {
     const Shape& shape = steps.shape;
     const int lanes = shape.lanes(j);
     Vec d[4] = {};
@@ -310,10 +341,11 @@ extern "C" {
 
 int64_t exlstm_lanes() { return LANES; }
 int64_t exlstm_rows() { return ROWS; }
+int64_t exlstm_pairs() { return PAIRS; }
 
 #define EXLSTM_SLSTM(NAME, IN)                                                                                         \
   void exlstm_slstm_forward_##NAME(ParallelFor parallel_for, const Shape* shape, double forget_cap, const IN* x,       \
-                                   const REAL* packed, const bool* mask, const bool* reset, const REAL* initial,       \
+                                   const Steps<IN>::W* packed, const bool* mask, const bool* reset, const REAL* initial,       \
                                    IN* out, REAL* final, REAL* kept) {                                                 \
     const Steps<IN> steps{*shape, x, packed, mask, reset, (REAL)forget_cap};                                           \
     const Forward<IN> forward{steps, initial, out, final, kept};                                                       \
@@ -322,9 +354,9 @@ int64_t exlstm_rows() { return ROWS; }
     }, parallel_for);                                                                                                  \
   }                                                                                                                    \
   void exlstm_slstm_backward_##NAME(ParallelFor parallel_for, const Shape* shape, double forget_cap, const IN* x,      \
-                                    const REAL* packed, const bool* mask, const bool* reset, const REAL* kept,         \
-                                    const REAL* transposed, const IN* grad_out, const REAL* grad_final, IN* grad_x,    \
-                                    REAL* grad_initial, REAL* grad_r, int64_t parts) {                                 \
+                                    const Steps<IN>::W* packed, const bool* mask, const bool* reset, const REAL* kept, \
+                                    const Steps<IN>::W* transposed, const IN* grad_out, const REAL* grad_final,        \
+                                    IN* grad_x, REAL* grad_initial, REAL* grad_r, int64_t parts) {                     \
     const Steps<IN> steps{*shape, x, packed, mask, reset, (REAL)forget_cap};                                           \
     const Backward<IN> backward{steps, kept, transposed, grad_out, grad_final, grad_x, grad_initial, grad_r, parts};   \
     run(*shape, parts, [&](auto tile, auto unroll, int64_t head, int64_t row, int64_t part) {                          \

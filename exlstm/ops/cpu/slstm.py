@@ -48,7 +48,7 @@ def _forward(
     h, final, kept = _outputs(x, initial, keep)
     x, initial, mask, reset = x.contiguous(), initial.contiguous(), _contiguous(mask), _contiguous(reset)
     library = load(_SOURCE, real_of(initial.dtype))
-    tensors = (x, _packed(r, library.exlstm_lanes()), mask, reset, initial, h, final, kept if keep else None)
+    tensors = (x, _packed(r, x, library), mask, reset, initial, h, final, kept if keep else None)
     _call("forward", x, library, forget_cap, tensors)
     return h, final, kept
 
@@ -87,21 +87,33 @@ def _backward(
     lanes, rows = library.exlstm_lanes(), library.exlstm_rows()
     padded = -(-width // lanes) * lanes
     transposed = pad(r, (0, padded - width, 0, padded - width)).unflatten(2, (-1, lanes))
-    transposed = transposed.permute(1, 2, 0, 4, 3).contiguous()  # [H, tiles, 4, padded D, lanes]
+    transposed = transposed.permute(1, 2, 0, 4, 3).flatten(2, 3)  # [H, tiles, 4 padded D, lanes]
+    transposed = _words(transposed, x, library)
     grad_x, grad_initial = torch.empty_like(x), kept.new_empty(kept.shape[1:])
     parts = min(MOST_PARTS, -(-batch // rows))
     grad_r = kept.new_zeros(heads, parts, -(-width // rows) * rows, 4, padded)
     tensors = (
-        x, _packed(r, lanes), mask, reset, kept, transposed, grad_h, grad_final, grad_x, grad_initial, grad_r
+        x, _packed(r, x, library), mask, reset, kept, transposed, grad_h, grad_final, grad_x, grad_initial, grad_r
     )  # fmt: skip
     _call("backward", x, library, forget_cap, tensors, ctypes.c_int64(parts))
     return grad_x, grad_r.sum(1)[:, :width, :, :width].permute(2, 0, 1, 3).contiguous(), grad_initial
 
 
-def _packed(r: Tensor, lanes: int) -> Tensor:
-    """r as the forward reads it, [H, tiles, D, 4, lanes]."""
-    width = r.shape[-1]
-    return pad(r, (0, -width % lanes)).unflatten(-1, (-1, lanes)).permute(1, 3, 2, 0, 4).contiguous()
+def _packed(r: Tensor, x: Tensor, library: ctypes.CDLL) -> Tensor:
+    """r as the forward reads it, words of [H, tiles, D, 4, lanes] along D."""
+    lanes = library.exlstm_lanes()
+    r = pad(r, (0, -r.shape[-1] % lanes)).unflatten(-1, (-1, lanes)).permute(1, 3, 2, 0, 4)
+    return _words(r, x, library)
+
+
+def _words(weights: Tensor, x: Tensor, library: ctypes.CDLL) -> Tensor:
+    """Weights [H, tiles, K, ...] as products with what comes of `x` read them: neighbours along K in pairs if both are
+    multiplied in bfloat16, [H, tiles, K / 2, ..., 2], the last one with a zero where K is odd."""
+    if not (x.dtype == torch.bfloat16 and library.exlstm_pairs()):
+        return weights.contiguous()
+    odd = weights.shape[2] % 2
+    weights = pad(weights.to(x.dtype), (0, 0) * (weights.dim() - 3) + (0, odd))
+    return weights.unflatten(2, (-1, 2)).movedim(3, -1).contiguous()
 
 
 def _call(

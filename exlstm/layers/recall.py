@@ -1,0 +1,245 @@
+"""Reading a hierarchical memory from coarse to fine, as pure functions."""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from exlstm.layers.reading import Attended, Trace
+from exlstm.layers.tree import Node, Stored, exp_from, in_pairs
+from exlstm.ops.mlstm import EPS, normaliser_floor
+
+Form = Literal["auto", "dense", "sparse"]
+_GATHERING = 3
+"""A number that is gathered costs about as much as so many that are multiplied where they lie."""
+
+
+def read(
+    stored: Stored, q: Tensor, level: Tensor, *, keep: int, form: Form = "auto", trace: bool = False
+) -> tuple[Tensor, Trace]:
+    """What T steps read.
+
+    At every level, from the root on: the nodes below those kept are scored by q . mean key / sqrt(DK), the best `keep`
+    are kept and weighed by the softmax of their scores. A node gives what an mLSTM's memory would,
+    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The leaves, if they are to be attended to, give
+    together the attention to their steps: the softmax of q . k / sqrt(DK), a step's log weight and that of its leaf.
+    The levels are mixed by the softmax of `level`. A source of no more leaves than `keep` is read by attention to all
+    of its steps alone, for there is nothing to look for: nodes above its leaves could but repeat them in outline.
+
+    Args:
+        q: queries [B, H, T, DK].
+        level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
+        keep: nodes kept at a level.
+        form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
+        trace: also tell which nodes were read.
+
+    Returns:
+        [B, H, T, DV], 0 for a source without steps; and what was read.
+    """
+    q, leaves, count = q * q.shape[-1] ** -0.5, stored.sizes()[0], len(stored.levels)
+    if stored.attend and leaves <= keep:
+        h, weight = _read_all(stored, q)
+        mix = level[..., :1].softmax(-1)  # all to the leaves
+        h = mix.to(h.dtype) * h
+        if not trace:
+            return h, Trace(Attended(weight))
+        return h, _told(stored, Attended(weight), [_first_leaves(stored, (*q.shape[:3], leaves))], mix)
+    fits = stored.leaves_there() <= (keep if stored.attend else 0)
+    mixed = torch.where(fits, 1, stored.depth)[:, None, None, None]
+    number = torch.arange(count, device=q.device)
+    mix = level[..., number.clamp(max=level.shape[-1] - 1)].masked_fill(number >= mixed, -math.inf).softmax(-1)
+    if form == "auto":
+        form = _cheaper(stored, keep)
+    kept = _descend(stored, q, keep, form)
+    if stored.attend:
+        kept = _or_all_leaves(stored, kept, fits)
+    h, attended = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
+    return h, _told(stored, attended, kept, mix) if trace else Trace(attended)
+
+
+class _Kept(NamedTuple):
+    """The nodes that steps keep at a level."""
+
+    weight: Tensor  # [B, H, T, K], 0 for a node that is not there
+    place: Tensor | None = None  # int64 [B, H, T, K]; None: all of them in order
+
+    def of_all(self, count: int) -> Tensor:
+        """The weights of all N nodes of the level [B, H, T, N]."""
+        if self.place is None:
+            return self.weight
+        return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
+
+
+def _cheaper(stored: Stored, keep: int) -> Form:
+    """The form in which a step reads fewer numbers; those that it gathers count more than those it reads in place."""
+    dk, dv = stored.k.shape[-1], stored.v.shape[-1]
+    gathered = keep * sum(min((stored.leaf << n) * (dk + dv), dk * dv) for n in range(len(stored.levels)))
+    return "sparse" if _GATHERING * gathered < stored.k.shape[2] * (dk + dv) else "dense"
+
+
+def _told(stored: Stored, attended: Attended | None, kept: Sequence[_Kept], mix: Tensor) -> Trace:
+    """What was read, with the weights of all nodes and levels."""
+    sizes = stored.sizes()
+    nodes = [x.of_all(size) for x, size in zip(kept, sizes, strict=False)]
+    nodes += [mix.new_zeros(*mix.shape[:3], size) for size in sizes[len(kept) :]]
+    return Trace(attended, tuple(nodes), mix)
+
+
+def _first_leaves(stored: Stored, shape: Sequence[int]) -> _Kept:
+    """The first leaves [B, H, T, K], with equal weights where they are there: absent steps come last."""
+    there = stored.there[:, None, None, : shape[-1]].expand(shape)
+    weight = there.to(torch.promote_types(stored.log.dtype, torch.float32))
+    return _Kept(weight / weight.sum(-1, keepdim=True).clamp(min=1))
+
+
+def _or_all_leaves(stored: Stored, kept: list[_Kept], fits: Tensor) -> list[_Kept]:
+    """The same, but in rows `fits` [B] all leaves and nothing above."""
+    rows, (weight, place) = fits[:, None, None, None], kept[0]
+    everything = _first_leaves(stored, weight.shape).weight.to(weight.dtype)
+    first = None if place is None else torch.arange(weight.shape[-1], device=place.device).where(rows, place)
+    above = [x._replace(weight=x.weight.masked_fill(rows, 0)) for x in kept[1:]]
+    return [_Kept(everything.where(rows, weight), first), *above]
+
+
+def _descend(stored: Stored, q: Tensor, keep: int, form: Form) -> list[_Kept]:
+    """The nodes kept at every level, from the leaves to the root."""
+    sizes = stored.sizes()
+    starts = [0, *accumulate(sizes)]
+    # Levels of few nodes are kept whole. Of those below, the dense form scores all nodes, the sparse those in question.
+    few = next(number for number, size in enumerate(sizes) if size <= keep)
+    scored = 0 if form == "dense" else starts[few]
+    scores = q @ stored.means[:, :, scored:].transpose(-1, -2)
+    nowhere = torch.finfo(scores.dtype).min  # and not -inf, or a row without a source would be NaN
+    scores = scores.masked_fill(~stored.there[:, None, None, scored:], nowhere)
+    found: list[_Kept] = []
+    for number in reversed(range(len(sizes))):
+        start, size, place = starts[number], sizes[number], None
+        if number >= few:
+            best = scores[..., start - scored : start - scored + size]
+        else:
+            above = found[-1].place
+            if above is None:
+                above = torch.arange(sizes[number + 1], device=q.device).expand(*q.shape[:3], -1)
+            place = (2 * above[..., None] + torch.arange(2, device=q.device)).flatten(-2)
+            beyond, place = place >= size, place.clamp(max=size - 1)
+            if form == "dense":
+                best = scores[..., start : start + size].gather(-1, place)
+            else:
+                best = (_at(stored.means, start + place) * q[..., None, :]).sum(-1)
+                beyond = beyond | ~_at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
+            best, order = best.masked_fill(beyond, nowhere).topk(min(keep, place.shape[-1]))
+            place = place.gather(-1, order)
+        found.append(_Kept(best.softmax(-1).masked_fill(best == nowhere, 0), place))
+    return found[::-1]
+
+
+def _read_all(stored: Stored, q: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention to all steps, and its weights [B, H, T, S]."""
+    nothing = ~stored.there[:, 0]
+    # A row that sees nothing would be NaN: it sees all, and what it read is dropped.
+    log = stored.log.masked_fill(nothing[:, None, None], 0)
+    weight = (q @ stored.k.transpose(-1, -2) + log[:, :, None]).softmax(-1)
+    weight = weight.masked_fill(nothing[:, None, None, None], 0)
+    return weight.to(stored.v.dtype) @ stored.v, weight
+
+
+def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
+    """Every node's read is a sum over its steps: what a step counts for in all of them is summed first."""
+    products = (q @ stored.k.transpose(-1, -2)).unflatten(-1, (-1, stored.leaf))  # [B, H, T, leaves, steps]
+    log = stored.log.unflatten(-1, (-1, stored.leaf))
+    weighted = products * exp_from(log, stored.levels[0].m[..., None])[:, :, None].to(products.dtype)
+    shares = _shares(stored, weighted.sum(-1), kept, mix)
+    total, attended = weighted * shares[..., None].to(weighted.dtype), None
+    if stored.attend:
+        weight, place = kept[0]
+        assert place is not None  # of more leaves than are kept
+        place = place[..., None].expand(*place.shape, stored.leaf)
+        seen = _attention(products.gather(-2, place) + _at(log, kept[0].place), weight[..., None])
+        total = total.scatter_add(-2, place, (mix[..., :1, None] * seen).to(total.dtype))
+        steps = place * stored.leaf + torch.arange(stored.leaf, device=place.device)
+        attended = Attended(seen.flatten(-2), steps.flatten(-2))
+    return total.flatten(-2) @ stored.v, attended
+
+
+def _shares(stored: Stored, sums: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
+    """What a leaf's steps count for in the reads of all matrices above [B, H, T, leaves].
+
+    `sums` [B, H, T, leaves] are the leaves' n . q, of which those of the nodes above are made.
+    """
+    normalisers = [sums]
+    for node in stored.levels[:-1]:
+        normalisers.append(in_pairs(normalisers[-1] * node.rise[:, :, None]).sum(-1))
+    share = torch.zeros_like(mix[..., :1])
+    for number, node in reversed([*enumerate(stored.levels)]):
+        share = share.repeat_interleave(2, -1)[..., : node.m.shape[-1]] * node.rise[:, :, None]
+        if number or not stored.attend:
+            weight = mix[..., number, None] * kept[number].of_all(node.m.shape[-1])
+            share = share + weight / _denominator(normalisers[number], node.m[:, :, None])
+    return share
+
+
+def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
+    """The nodes that are kept alone, which are gathered."""
+    total, attended = q.new_zeros(*q.shape[:3], stored.v.shape[-1]), None
+    for number, (node, (weight, place)) in enumerate(zip(stored.levels, kept, strict=True)):
+        if number == 0 and stored.attend:
+            h, attended = _attend(stored, q, kept[0])
+            total = total + mix[..., 0, None].to(h.dtype) * h
+            continue
+        h, normaliser = _of_nodes(stored, node, stored.leaf << number, q, place)
+        share = mix[..., number, None] * weight / _denominator(normaliser, _at(node.m, place))
+        total = total + (share[..., None].to(h.dtype) * h).sum(-2)
+    return total, attended
+
+
+def _of_nodes(stored: Stored, node: Node, size: int, q: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+    """C^T q [B, H, T, K, DV] and n . q [B, H, T, K] of a level's nodes at `place`."""
+    if node.C is not None and node.n is not None:
+        h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
+        return h, (_at(node.n, place) * q[..., None, :]).sum(-1)
+    if place is None:
+        place = torch.arange(node.m.shape[-1], device=q.device).expand(*q.shape[:3], -1)
+    _, k, v, log = _steps_of(stored, place, size)
+    weight = exp_from(log, _at(node.m, place)[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
+    return torch.einsum("bhtks,bhtksv->bhtkv", weight, v), weight.sum(-1)
+
+
+def _attend(stored: Stored, q: Tensor, leaves: _Kept) -> tuple[Tensor, Attended]:
+    """Attention to the steps of the leaves kept."""
+    assert leaves.place is not None  # of more leaves than are kept
+    steps, k, v, log = _steps_of(stored, leaves.place, stored.leaf)
+    seen = _attention(torch.einsum("bhtd,bhtksd->bhtks", q, k) + log, leaves.weight[..., None])
+    return torch.einsum("bhtks,bhtksv->bhtv", seen.to(v.dtype), v), Attended(seen.flatten(-2), steps.flatten(-2))
+
+
+def _steps_of(stored: Stored, place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The steps [B, H, T, K, size] of nodes kept as steps, and their keys, values and log weights."""
+    steps = place[..., None] * size + torch.arange(size, device=place.device)
+    there = steps < stored.k.shape[2]  # the last node may not be full
+    steps = steps.clamp(max=stored.k.shape[2] - 1)
+    k, v, log = (_at(x, steps.flatten(-2)).unflatten(3, (-1, size)) for x in (stored.k, stored.v, stored.log))
+    return steps, k, v, log.masked_fill(~there, -math.inf)
+
+
+def _attention(scores: Tensor, weights: Tensor) -> Tensor:
+    """The softmax of scores [..., K, leaf], each times the weight of its leaf, which is 0 for leaves not there."""
+    scores = scores.masked_fill(weights == 0, -math.inf)
+    seen = weights * exp_from(scores, scores.amax((-1, -2), keepdim=True).detach())
+    return seen / seen.sum((-1, -2), keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
+
+
+def _denominator(normaliser: Tensor, m: Tensor) -> Tensor:
+    # A node that holds nothing has no weight; any finite floor will do.
+    floor = normaliser_floor(m.masked_fill(m == -math.inf, 0.0))
+    return torch.maximum(normaliser.abs(), floor.to(normaliser.dtype)) + EPS
+
+
+def _at(x: Tensor, place: Tensor | None) -> Tensor:
+    """`x` [B, H, N, ...] at the nodes `place` [B, H, T, K], [B, H, T, K, ...]; None: at all, [B, H, 1, N, ...]."""
+    if place is None:
+        return x[:, :, None]
+    rows = torch.arange(x.shape[0] * x.shape[1], device=x.device).view(*x.shape[:2], 1, 1) * x.shape[2]
+    return x.flatten(0, 2).index_select(0, (rows + place).flatten()).unflatten(0, place.shape)
