@@ -76,7 +76,9 @@ class _Kept(NamedTuple):
 def _cheaper(stored: Stored, keep: int) -> Form:
     """The form in which a step reads fewer numbers; those that it gathers count more than those it reads in place."""
     dk, dv = stored.k.shape[-1], stored.v.shape[-1]
-    gathered = keep * sum(min((stored.leaf << n) * (dk + dv), dk * dv) for n in range(len(stored.levels)))
+    gathered = sum(
+        min(keep, size) * min((stored.leaf << n) * (dk + dv), dk * dv) for n, size in enumerate(stored.sizes())
+    )
     return "sparse" if _GATHERING * gathered < stored.k.shape[2] * (dk + dv) else "dense"
 
 
@@ -98,10 +100,11 @@ def _first_leaves(stored: Stored, shape: Sequence[int]) -> _Kept:
 def _or_all_leaves(stored: Stored, kept: list[_Kept], fits: Tensor) -> list[_Kept]:
     """The same, but in rows `fits` [B] all leaves and nothing above."""
     rows, (weight, place) = fits[:, None, None, None], kept[0]
+    assert place is not None  # of more leaves than are kept
     everything = _first_leaves(stored, weight.shape).weight.to(weight.dtype)
-    first = None if place is None else torch.arange(weight.shape[-1], device=place.device).where(rows, place)
+    first = torch.arange(weight.shape[-1], device=place.device)
     above = [x._replace(weight=x.weight.masked_fill(rows, 0)) for x in kept[1:]]
-    return [_Kept(everything.where(rows, weight), first), *above]
+    return [_Kept(everything.where(rows, weight), first.where(rows, place)), *above]
 
 
 def _descend(stored: Stored, q: Tensor, keep: int, form: Form) -> list[_Kept]:
