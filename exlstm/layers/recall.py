@@ -159,10 +159,10 @@ def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tu
     if stored.attend:
         weight, place = kept[0]
         assert place is not None  # of more leaves than are kept
-        place = place[..., None].expand(*place.shape, stored.leaf)
-        seen = _attention(products.gather(-2, place) + _at(log, kept[0].place), weight[..., None])
-        total = total.scatter_add(-2, place, (mix[..., :1, None] * seen).to(total.dtype))
-        steps = place * stored.leaf + torch.arange(stored.leaf, device=place.device)
+        index = place[..., None].expand(*place.shape, stored.leaf)
+        seen = _attention(products.gather(-2, index) + _at(log, place), weight[..., None])
+        total = total.scatter_add(-2, index, (mix[..., :1, None] * seen).to(total.dtype))
+        steps = index * stored.leaf + torch.arange(stored.leaf, device=place.device)
         attended = Attended(seen.flatten(-2), steps.flatten(-2))
     return total.flatten(-2) @ stored.v, attended
 

@@ -49,15 +49,16 @@ def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True) 
     k, v = (F.pad(x, (0, 0, 0, short)) for x in (k, v))
     log = F.pad(log, (0, short), value=-math.inf)
     level = _leaves(k, v, log, leaf, attend=attend)
-    levels = [level]
+    levels, rises = [level], []
     while level.m.shape[-1] > 1:
         rise, level = _joined(level)
-        levels[-1] = levels[-1]._replace(rise=rise)
+        rises.append(rise)
         if level.C is None:
             C, n = _matrices(level.m, k, v, log, leaf << len(levels))
             level = level._replace(C=C, n=n)
         levels.append(level)
-    nodes = tuple(Node(level.C, level.n, level.m, level.rise) for level in levels)
+    rises.append(torch.ones_like(level.m))
+    nodes = tuple(Node(level.C, level.n, level.m, rise) for level, rise in zip(levels, rises, strict=True))
     there = [node.m[:, 0] > -math.inf for node in nodes]
     depth = 1 + torch.stack([here.sum(-1) > 1 for here in there]).sum(0)
     means = torch.cat([level.mean for level in levels], 2)
@@ -70,7 +71,6 @@ class _Level(NamedTuple):
     C: Tensor | None
     n: Tensor | None
     m: Tensor
-    rise: Tensor
     mean: Tensor  # [B, H, N, DK] of the keys by weight
     w: Tensor  # [B, H, N] sums of weights
 
@@ -82,7 +82,7 @@ def _leaves(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool) -> _L
     weights = exp_from(weights, m[..., None])
     w = weights.sum(-1)
     C, n = (None, None) if attend else _matrices(m, k, v, log, leaf)
-    return _Level(C, n, m, torch.ones_like(m), _mean(weights, keys, w), w)
+    return _Level(C, n, m, _mean(weights, keys, w), w)
 
 
 def _joined(below: _Level) -> tuple[Tensor, _Level]:
@@ -98,7 +98,7 @@ def _joined(below: _Level) -> tuple[Tensor, _Level]:
     weights, w = rise * in_pairs(below.w), both(below.w)
     mean = _mean(weights, by_node(below.mean, rise.shape[2], 2), w)
     rise = rise.flatten(-2)[..., : below.m.shape[-1]]
-    return rise, _Level(C, n, top, torch.ones_like(top), mean, w)
+    return rise, _Level(C, n, top, mean, w)
 
 
 def _mean(weights: Tensor, x: Tensor, total: Tensor) -> Tensor:

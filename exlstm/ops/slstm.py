@@ -50,6 +50,9 @@ def slstm(
         reset: bool [B, T]; the memory is emptied before a True step, masked or not.
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
+    With x in bfloat16 or float16, "triton" rounds both operands of products with r to that; "cpu" to bfloat16, where
+    the processor multiplies it.
+
     Returns:
         h [B, T, H, D] in the dtype of x, and the memory after the last step.
 
