@@ -5,7 +5,8 @@ wrote, as the memory of an mLSTM does, and is found by the mean of their keys. A
 every level it scores the nodes below those it kept, keeps the best and reads their memories; to the steps of the
 leaves that are left it attends; in the end it mixes the levels. So what matters is found in O(log S) and read exactly,
 and the rest in outline. A source of so few leaves that all are kept is attended to, and no more: what is learnt there,
-which keys answer which query, is what finds nodes in longer ones.
+which keys answer which query, is what finds nodes in longer ones. In training a longer source is attended to as a
+whole too, as far as all products of queries and keys cost less than looking for nodes.
 """
 
 import math
@@ -17,7 +18,7 @@ from exlstm.layers.init import small_init_, wang_init_
 from exlstm.layers.linear import head_width
 from exlstm.layers.norm import MultiHeadNorm
 from exlstm.layers.reading import Trace
-from exlstm.layers.recall import Form, read
+from exlstm.layers.recall import Form, read, sparse_is_cheaper
 from exlstm.layers.steps import Lookback
 from exlstm.layers.tree import Stored, store
 from exlstm.ops.checks import check_shape, check_steps
@@ -30,14 +31,17 @@ class MemoryWriter(nn.Module):
         width: of the source.
         heads: memories side by side.
         leaf: steps of a leaf; None keeps the whole source in one flat memory.
+        keep: as the readers'; sources that they read in the dense form are then stored without matrices, which that
+            form has no use for. None forms them for all sources.
     """
 
-    def __init__(self, width: int, heads: int, *, leaf: int | None = 8) -> None:
+    def __init__(self, width: int, heads: int, *, leaf: int | None = 8, keep: int | None = None) -> None:
         super().__init__()
         head_width(width, heads)
-        if leaf is not None and leaf < 1:
-            raise ValueError(f"leaf must be at least 1 step, or None, got {leaf}")
-        self.heads, self.leaf = heads, leaf
+        for name, value in (("leaf", leaf), ("keep", keep)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None, got {value}")
+        self.heads, self.leaf, self.keep = heads, leaf, keep
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.gate = nn.Linear(width, heads)
         self.reset_parameters()
@@ -60,7 +64,9 @@ class MemoryWriter(nn.Module):
         log = log.to(torch.promote_types(log.dtype, torch.float32))
         if mask is not None:
             log = log.masked_fill(~steps.align(mask)[:, None], -math.inf)
-        return store(k, v, log, self.leaf or source.shape[1], attend=self.leaf is not None)
+        leaf, size = self.leaf or source.shape[1], k.shape[-1]
+        matrices = self.keep is None or sparse_is_cheaper(source.shape[1], leaf, self.keep, size, size)
+        return store(k, v, log, leaf, attend=self.leaf is not None, matrices=matrices)
 
 
 class MemoryReader(nn.Module):
@@ -110,5 +116,5 @@ class MemoryReader(nn.Module):
         check_shape("x", x, (stored.k.shape[0], None, self.query.in_features), "[B, T, width]")
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         level = self.level(x).unflatten(-1, (self.heads, self.levels)).transpose(1, 2)
-        h, found = read(stored, q, level, keep=self.keep, form=form, trace=trace)
+        h, found = read(stored, q, level, keep=self.keep, form=form, whole=self.training, trace=trace)
         return self.out(self.norm(h.transpose(1, 2))), found

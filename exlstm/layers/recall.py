@@ -18,14 +18,21 @@ _GATHERING = 3
 
 
 def read(
-    stored: Stored, q: Tensor, level: Tensor, *, keep: int, form: Form = "auto", trace: bool = False
+    stored: Stored,
+    q: Tensor,
+    level: Tensor,
+    *,
+    keep: int,
+    form: Form = "auto",
+    whole: bool = False,
+    trace: bool = False,
 ) -> tuple[Tensor, Trace]:
     """What T steps read.
 
     At every level, from the root on: the nodes below those kept are scored by q . mean key / sqrt(DK), the best `keep`
     are kept and weighed by the softmax of their scores. A node gives what an mLSTM's memory would,
-    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The leaves, if they are to be attended to, give
-    together the attention to their steps: the softmax of q . k / sqrt(DK), a step's log weight and that of its leaf.
+    C^T q / sqrt(DK) / (max(|n . q| / sqrt(DK), exp(-m)) + 1e-6). The leaves kept, if they are to be attended to, give
+    together the attention to their steps: the softmax of q . k / sqrt(DK) and a step's log weight.
     The levels are mixed by the softmax of `level`. A source of no more leaves than `keep` is read by attention to all
     of its steps alone, for there is nothing to look for: nodes above its leaves could but repeat them in outline.
 
@@ -34,6 +41,8 @@ def read(
         level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
         keep: nodes kept at a level.
         form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
+        whole: the dense form, which has all products, attends to the steps of all leaves: for learning, in which keys
+            that are not found teach nothing, and those that look for them would find ever the same.
         trace: also tell which nodes were read.
 
     Returns:
@@ -43,17 +52,15 @@ def read(
     if stored.attend and leaves <= keep:
         h, weight = _read_all(stored, q)
         mix = level[..., :1].softmax(-1)  # all to the leaves
-        h = mix.to(h.dtype) * h
-        if not trace:
-            return h, Trace(Attended(weight))
-        return h, _told(stored, Attended(weight), [_first_leaves(stored, (*q.shape[:3], leaves))], mix)
+        return mix.to(h.dtype) * h, _told(stored, Attended(weight), [], mix) if trace else Trace(Attended(weight))
     fits = stored.leaves_there() <= (keep if stored.attend else 0)
     mixed = torch.where(fits, 1, stored.depth)[:, None, None, None]
     number = torch.arange(count, device=q.device)
     mix = level[..., number.clamp(max=level.shape[-1] - 1)].masked_fill(number >= mixed, -math.inf).softmax(-1)
     if form == "auto":
-        form = _cheaper(stored, keep)
-    kept = _descend(stored, q, keep, form)
+        sparse = sparse_is_cheaper(stored.k.shape[2], stored.leaf, keep, stored.k.shape[-1], stored.v.shape[-1])
+        form = "sparse" if sparse else "dense"
+    kept = _descend(stored, q, keep, form, whole=whole and stored.attend and form == "dense")
     if stored.attend:
         kept = _or_all_leaves(stored, kept, fits)
     h, attended = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
@@ -63,7 +70,7 @@ def read(
 class _Kept(NamedTuple):
     """The nodes that steps keep at a level."""
 
-    weight: Tensor  # [B, H, T, K], 0 for a node that is not there
+    weight: Tensor  # [B, H, T, K], 0 for a node that is not there; 1 for leaves that are attended to
     place: Tensor | None = None  # int64 [B, H, T, K]; None: all of them in order
 
     def of_all(self, count: int) -> Tensor:
@@ -73,42 +80,40 @@ class _Kept(NamedTuple):
         return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
 
 
-def _cheaper(stored: Stored, keep: int) -> Form:
-    """The form in which a step reads fewer numbers; those that it gathers count more than those it reads in place."""
-    dk, dv = stored.k.shape[-1], stored.v.shape[-1]
-    gathered = sum(
-        min(keep, size) * min((stored.leaf << n) * (dk + dv), dk * dv) for n, size in enumerate(stored.sizes())
-    )
-    return "sparse" if _GATHERING * gathered < stored.k.shape[2] * (dk + dv) else "dense"
+def sparse_is_cheaper(steps: int, leaf: int, keep: int, dk: int, dv: int) -> bool:
+    """Whether a query that reads the kept nodes alone reads fewer numbers; those that it gathers count more."""
+    gathered, count, size = 0, -(-steps // leaf), leaf
+    while True:
+        gathered += min(keep, count) * min(size * (dk + dv), dk * dv)
+        if count == 1:
+            return _GATHERING * gathered < steps * (dk + dv)
+        count, size = (count + 1) // 2, 2 * size
 
 
 def _told(stored: Stored, attended: Attended | None, kept: Sequence[_Kept], mix: Tensor) -> Trace:
-    """What was read, with the weights of all nodes and levels."""
+    """What was read, with the weights of all nodes and levels; nothing of levels that were not looked at."""
     sizes = stored.sizes()
     nodes = [x.of_all(size) for x, size in zip(kept, sizes, strict=False)]
     nodes += [mix.new_zeros(*mix.shape[:3], size) for size in sizes[len(kept) :]]
+    if stored.attend and attended is not None:
+        nodes[0] = attended.over(stored.k.shape[2]).unflatten(-1, (-1, stored.leaf)).sum(-1)
     return Trace(attended, tuple(nodes), mix)
-
-
-def _first_leaves(stored: Stored, shape: Sequence[int]) -> _Kept:
-    """The first leaves [B, H, T, K], with equal weights where they are there: absent steps come last."""
-    there = stored.there[:, None, None, : shape[-1]].expand(shape)
-    weight = there.to(torch.promote_types(stored.log.dtype, torch.float32))
-    return _Kept(weight / weight.sum(-1, keepdim=True).clamp(min=1))
 
 
 def _or_all_leaves(stored: Stored, kept: list[_Kept], fits: Tensor) -> list[_Kept]:
     """The same, but in rows `fits` [B] all leaves and nothing above."""
     rows, (weight, place) = fits[:, None, None, None], kept[0]
-    assert place is not None  # of more leaves than are kept
-    everything = _first_leaves(stored, weight.shape).weight.to(weight.dtype)
-    first = torch.arange(weight.shape[-1], device=place.device)
     above = [x._replace(weight=x.weight.masked_fill(rows, 0)) for x in kept[1:]]
-    return [_Kept(everything.where(rows, weight), first.where(rows, place)), *above]
+    if place is None:
+        return [kept[0], *above]
+    # The first leaves, for those that are not there come last.
+    there = stored.there[:, None, None, : weight.shape[-1]].to(weight.dtype)
+    first = torch.arange(weight.shape[-1], device=place.device)
+    return [_Kept(there.where(rows, weight), first.where(rows, place)), *above]
 
 
-def _descend(stored: Stored, q: Tensor, keep: int, form: Form) -> list[_Kept]:
-    """The nodes kept at every level, from the leaves to the root."""
+def _descend(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> list[_Kept]:
+    """The nodes kept at every level, from the leaves to the root; of leaves all, if the source is read whole."""
     sizes = stored.sizes()
     starts = [0, *accumulate(sizes)]
     # Levels of few nodes are kept whole. Of those below, the dense form scores all nodes, the sparse those in question.
@@ -120,7 +125,7 @@ def _descend(stored: Stored, q: Tensor, keep: int, form: Form) -> list[_Kept]:
     found: list[_Kept] = []
     for number in reversed(range(len(sizes))):
         start, size, place = starts[number], sizes[number], None
-        if number >= few:
+        if number >= few or (whole and number == 0):
             best = scores[..., start - scored : start - scored + size]
         else:
             above = found[-1].place
@@ -135,7 +140,8 @@ def _descend(stored: Stored, q: Tensor, keep: int, form: Form) -> list[_Kept]:
                 beyond = beyond | ~_at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
             best, order = best.masked_fill(beyond, nowhere).topk(min(keep, place.shape[-1]))
             place = place.gather(-1, order)
-        found.append(_Kept(best.softmax(-1).masked_fill(best == nowhere, 0), place))
+        weight = torch.ones_like(best) if number == 0 and stored.attend else best.softmax(-1)
+        found.append(_Kept(weight.masked_fill(best == nowhere, 0), place))
     return found[::-1]
 
 
@@ -158,12 +164,16 @@ def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tu
     total, attended = weighted * shares[..., None].to(weighted.dtype), None
     if stored.attend:
         weight, place = kept[0]
-        assert place is not None  # of more leaves than are kept
-        index = place[..., None].expand(*place.shape, stored.leaf)
-        seen = _attention(products.gather(-2, index) + _at(log, place), weight[..., None])
-        total = total.scatter_add(-2, index, (mix[..., :1, None] * seen).to(total.dtype))
-        steps = index * stored.leaf + torch.arange(stored.leaf, device=place.device)
-        attended = Attended(seen.flatten(-2), steps.flatten(-2))
+        scores = products + log[:, :, None]
+        if place is None:
+            seen = _attention(scores, weight)
+            total, attended = total + (mix[..., :1, None] * seen).to(total.dtype), Attended(seen.flatten(-2))
+        else:
+            index = place[..., None].expand(*place.shape, stored.leaf)
+            seen = _attention(scores.gather(-2, index), weight)
+            total = total.scatter_add(-2, index, (mix[..., :1, None] * seen).to(total.dtype))
+            steps = index * stored.leaf + torch.arange(stored.leaf, device=place.device)
+            attended = Attended(seen.flatten(-2), steps.flatten(-2))
     return total.flatten(-2) @ stored.v, attended
 
 
@@ -214,7 +224,7 @@ def _attend(stored: Stored, q: Tensor, leaves: _Kept) -> tuple[Tensor, Attended]
     """Attention to the steps of the leaves kept."""
     assert leaves.place is not None  # of more leaves than are kept
     steps, k, v, log = _steps_of(stored, leaves.place, stored.leaf)
-    seen = _attention(torch.einsum("bhtd,bhtksd->bhtks", q, k) + log, leaves.weight[..., None])
+    seen = _attention(torch.einsum("bhtd,bhtksd->bhtks", q, k) + log, leaves.weight)
     return torch.einsum("bhtks,bhtksv->bhtv", seen.to(v.dtype), v), Attended(seen.flatten(-2), steps.flatten(-2))
 
 
@@ -227,10 +237,10 @@ def _steps_of(stored: Stored, place: Tensor, size: int) -> tuple[Tensor, Tensor,
     return steps, k, v, log.masked_fill(~there, -math.inf)
 
 
-def _attention(scores: Tensor, weights: Tensor) -> Tensor:
-    """The softmax of scores [..., K, leaf], each times the weight of its leaf, which is 0 for leaves not there."""
-    scores = scores.masked_fill(weights == 0, -math.inf)
-    seen = weights * exp_from(scores, scores.amax((-1, -2), keepdim=True).detach())
+def _attention(scores: Tensor, leaves: Tensor) -> Tensor:
+    """The softmax of scores [..., K, leaf] over the steps of `leaves` [..., K]; all 0 where none is there."""
+    scores = scores.masked_fill(leaves[..., None] == 0, -math.inf)
+    seen = exp_from(scores, scores.amax((-1, -2), keepdim=True).detach())
     return seen / seen.sum((-1, -2), keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
 
 

@@ -14,7 +14,7 @@ class Node(NamedTuple):
     """The N nodes of one level; sums are scaled by exp(-m)."""
 
     # Matrix memories, sums of weight key value^T, and normalisers, sums of weight key; None where a node's steps are
-    # fewer numbers.
+    # fewer numbers, or in a memory that is not to be read by its matrices.
     C: Tensor | None  # [B, H, N, DK, DV]
     n: Tensor | None  # [B, H, N, DK]
     m: Tensor  # [B, H, N] the largest log weight; -inf in a node that holds nothing
@@ -43,17 +43,20 @@ class Stored(NamedTuple):
         return self.there[:, : self.levels[0].m.shape[-1]].sum(-1)
 
 
-def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True) -> Stored:
-    """The memory of keys and values [B, H, S, D] with log weights [B, H, S]; absent steps come last."""
+def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True, matrices: bool = True) -> Stored:
+    """The memory of keys and values [B, H, S, D] with log weights [B, H, S]; absent steps come last.
+
+    Without `matrices` it can be read all the same, but every node from its steps.
+    """
     short = -k.shape[2] % leaf
     k, v = (F.pad(x, (0, 0, 0, short)) for x in (k, v))
     log = F.pad(log, (0, short), value=-math.inf)
-    level = _leaves(k, v, log, leaf, attend=attend)
+    level = _leaves(k, v, log, leaf, matrices=matrices and not attend)
     levels, rises = [level], []
     while level.m.shape[-1] > 1:
         rise, level = _joined(level)
         rises.append(rise)
-        if level.C is None:
+        if matrices and level.C is None:
             C, n = _matrices(level.m, k, v, log, leaf << len(levels))
             level = level._replace(C=C, n=n)
         levels.append(level)
@@ -75,13 +78,13 @@ class _Level(NamedTuple):
     w: Tensor  # [B, H, N] sums of weights
 
 
-def _leaves(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool) -> _Level:
-    """The leaves; without matrices if they are attended to."""
+def _leaves(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, matrices: bool) -> _Level:
+    """The leaves."""
     keys, weights = (x.unflatten(2, (-1, leaf)) for x in (k, log))  # [B, H, N, leaf, ...]
     m = weights.amax(-1)
     weights = exp_from(weights, m[..., None])
     w = weights.sum(-1)
-    C, n = (None, None) if attend else _matrices(m, k, v, log, leaf)
+    C, n = _matrices(m, k, v, log, leaf) if matrices else (None, None)
     return _Level(C, n, m, _mean(weights, keys, w), w)
 
 

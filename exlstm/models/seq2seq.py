@@ -294,7 +294,9 @@ def _norm(c: Seq2SeqConfig) -> nn.Module:
 def _writer(c: Seq2SeqConfig) -> nn.Module:
     if c.memory == "attention":
         return AttentionWriter(c.width, c.heads)
-    return MemoryWriter(c.width, c.heads, leaf=c.leaf if c.memory == "hierarchical" else None)
+    if c.memory == "flat":
+        return MemoryWriter(c.width, c.heads, leaf=None)
+    return MemoryWriter(c.width, c.heads, leaf=c.leaf, keep=c.keep)
 
 
 def _reader(c: Seq2SeqConfig, depth: int) -> nn.Module:

@@ -15,7 +15,7 @@ WIDTH, HEADS = 12, 2
 
 def random_layers(*, leaf=4, keep=2, levels=3):
     writer = MemoryWriter(WIDTH, HEADS, leaf=leaf)
-    reader = MemoryReader(WIDTH, HEADS, keep=keep, levels=levels)
+    reader = MemoryReader(WIDTH, HEADS, keep=keep, levels=levels).eval()
     for layer in (writer, reader):
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, std=0.7)
@@ -23,7 +23,7 @@ def random_layers(*, leaf=4, keep=2, levels=3):
 
 
 @torch.no_grad()
-def definition(k, v, log, q, level, *, leaf, keep, attend):
+def definition(k, v, log, q, level, *, leaf, keep, attend, whole=False):
     """One row, one head, one query, as a loop: k [S, DK], v [S, DV], log [S], q [DK], level [levels]."""
     steps, dk = len(k), k.shape[1]
     spans = [[range(a, min(a + leaf, steps)) for a in range(0, steps, leaf)]]
@@ -49,29 +49,28 @@ def definition(k, v, log, q, level, *, leaf, keep, attend):
         if kept is not None:
             candidates = [c for c in candidates if c // 2 in kept]
         scored = sorted(((*node(spans[number][c]), c) for c in candidates), key=lambda x: -float(x[0]))[:keep]
-        weights = torch.stack([x[0] for x in scored]).softmax(0)
         if number == 0 and attend:
-            weight = {t: w for w, x in zip(weights, scored, strict=True) for t in spans[0][x[2]]}
-            seen = torch.stack([w.log() + q @ k[t] / dk**0.5 + log[t] for t, w in weight.items()]).softmax(0)
-            values.append(seen @ v[[*weight]])
+            read = [t for x in scored for t in spans[0][x[2]]] if not whole else [*range(steps)]
+            values.append((q @ k[read].T / dk**0.5 + log[read]).softmax(0) @ v[read])
             continue
+        weights = torch.stack([x[0] for x in scored]).softmax(0)
         values.append(sum(w * x[1] for w, x in zip(weights, scored, strict=True)))
         kept = {x[2] for x in scored}
     weights = torch.stack([level[min(n, len(level) - 1)] for n in range(len(spans))]).softmax(0)
     return sum(w * value for w, value in zip(weights, reversed(values), strict=True))
 
 
-@pytest.mark.parametrize("form", ["dense", "sparse"])
+@pytest.mark.parametrize(("form", "whole"), [("dense", False), ("sparse", False), ("dense", True)])
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 9, 13, 32, 33])
 @pytest.mark.parametrize(("dk", "dv"), [(3, 5), (16, 12)], ids=["matrices", "steps in the leaves"])
 @pytest.mark.parametrize("attend", [True, False], ids=["attention in leaves", "matrices alone"])
-def test_it_is_what_its_definition_says(form, steps, dk, dv, attend):
+def test_it_is_what_its_definition_says(form, whole, steps, dk, dv, attend):
     k, v, log = normal(1, 1, steps, dk), normal(1, 1, steps, dv), normal(1, 1, steps)
     q, level = normal(1, 1, 6, dk), normal(1, 1, 6, 3)
-    h, _ = read(store(k, v, log, 4, attend=attend), q, level, keep=2, form=form)
+    h, _ = read(store(k, v, log, 4, attend=attend), q, level, keep=2, form=form, whole=whole)
     for t in range(6):
         row = (k[0, 0], v[0, 0], log[0, 0], q[0, 0, t], level[0, 0, t])
-        expected = definition(*row, leaf=4, keep=2, attend=attend)
+        expected = definition(*row, leaf=4, keep=2, attend=attend, whole=whole)
         assert_same([h[0, 0, t]], [expected], 1e-10)
 
 
@@ -89,6 +88,41 @@ def test_both_forms_give_the_same_outputs_and_gradients(steps):
         loss = sum((torch.linspace(-1, 1, z.numel(), dtype=torch.float64).view_as(z) * z).sum() for z in (y, seen))
         results.append([y, seen, *trace.nodes, trace.levels, *torch.autograd.grad(loss, parameters)])
     assert_same(*results, 1e-10)
+
+
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_a_memory_without_matrices_reads_the_same(form):
+    k, v, log, q, level = (
+        normal(1, 2, 50, 3),
+        normal(1, 2, 50, 3),
+        normal(1, 2, 50),
+        normal(1, 2, 5, 3),
+        normal(1, 2, 5, 3),
+    )
+    expected, h = (read(store(k, v, log, 4, matrices=x), q, level, keep=2, form=form)[0] for x in (True, False))
+    assert_same([h], [expected], 1e-12)
+
+
+def test_matrices_are_formed_for_sources_that_are_read_by_them():
+    writer = MemoryWriter(32, 2, leaf=4, keep=2)
+    for steps, formed in ((64, False), (4096, True)):
+        levels = writer(torch.randn(1, steps, 32)).levels
+        assert any(node.C is not None for node in levels) == formed
+
+
+@pytest.mark.parametrize("steps", [7, 8, 9, 40])
+def test_learning_attends_to_all_steps(steps):
+    writer, reader = random_layers(keep=2)
+    source, x = normal(2, steps, WIDTH), normal(2, 3, WIDTH)
+    mask = torch.arange(steps) < torch.tensor([steps, 5])[:, None]
+    _, trace = reader.train()(writer(source, mask), x, trace=True)
+    assert trace.steps is not None
+    assert trace.nodes is not None
+    seen = trace.steps.over(steps)
+    assert bool(((seen > 0) == mask[:, None, None]).all())
+    assert_same([seen.sum(-1)], [torch.ones(2, HEADS, 3, dtype=torch.float64)], 1e-12)
+    assert_same([trace.nodes[0].sum(-1)], [seen.sum(-1)], 1e-12)
+    assert all(int((weights > 0).sum(-1).max()) <= 2 for weights in trace.nodes[1:])
 
 
 def test_low_levels_are_kept_as_steps_where_these_are_fewer_numbers():
@@ -170,6 +204,7 @@ def test_a_sparse_read_does_not_grow_with_the_source():
     [
         (lambda: MemoryWriter(10, 3), "width must be a positive multiple of heads"),
         (lambda: MemoryWriter(8, 2, leaf=0), "leaf must be at least 1"),
+        (lambda: MemoryWriter(8, 2, keep=0), "keep must be at least 1, or None"),
         (lambda: MemoryReader(8, 2, keep=0), "keep must be at least 1"),
         (lambda: MemoryWriter(8, 2)(torch.zeros(2, 3, 9)), "source must have shape"),
         (lambda: MemoryReader(8, 2)(MemoryWriter(8, 2)(torch.zeros(2, 3, 8)), torch.zeros(1, 3, 8)), "x must have"),
