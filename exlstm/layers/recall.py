@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from exlstm.layers.reading import Attended, Trace
-from exlstm.layers.tree import Node, Stored, exp_from, in_pairs
-from exlstm.ops.mlstm import EPS, normaliser_floor
+from exlstm.layers.tree import Node, Stored, exp_from
+from exlstm.ops.mlstm import EPS
 
 Form = Literal["auto", "dense", "sparse"]
 _GATHERING = 3
@@ -50,7 +50,8 @@ def read(
     """
     q, leaves, count = q * q.shape[-1] ** -0.5, stored.sizes()[0], len(stored.levels)
     if stored.attend and leaves <= keep:
-        h, weight = _read_all(stored, q)
+        weight = _attention_to_all(stored, q @ stored.k.transpose(-1, -2))
+        h = weight.to(stored.v.dtype) @ stored.v
         mix = level[..., :1].softmax(-1)  # all to the leaves
         return mix.to(h.dtype) * h, _told(stored, Attended(weight), [], mix) if trace else Trace(Attended(weight))
     fits = stored.leaves_there() <= (keep if stored.attend else 0)
@@ -62,7 +63,7 @@ def read(
         form = "sparse" if sparse else "dense"
     kept = _descend(stored, q, keep, form, whole=whole and stored.attend and form == "dense")
     if stored.attend:
-        kept = _or_all_leaves(stored, kept, fits)
+        kept[0] = _or_all_leaves(stored, kept[0], fits)
     h, attended = (_read_dense if form == "dense" else _read_sparse)(stored, q, kept, mix)
     return h, _told(stored, attended, kept, mix) if trace else Trace(attended)
 
@@ -71,13 +72,14 @@ class _Kept(NamedTuple):
     """The nodes that steps keep at a level."""
 
     weight: Tensor  # [B, H, T, K], 0 for a node that is not there; 1 for leaves that are attended to
+    denominator: Tensor  # [B, H, T, K], by which what a node's matrix gives is divided
     place: Tensor | None = None  # int64 [B, H, T, K]; None: all of them in order
 
-    def of_all(self, count: int) -> Tensor:
-        """The weights of all N nodes of the level [B, H, T, N]."""
+    def of_all(self, x: Tensor, count: int) -> Tensor:
+        """`x` [B, H, T, K] for all N nodes of the level [B, H, T, N], 0 for those not kept."""
         if self.place is None:
-            return self.weight
-        return self.weight.new_zeros(*self.weight.shape[:3], count).scatter_add(-1, self.place, self.weight)
+            return x
+        return x.new_zeros(*x.shape[:3], count).scatter_add(-1, self.place, x)
 
 
 def sparse_is_cheaper(steps: int, leaf: int, keep: int, dk: int, dv: int) -> bool:
@@ -93,23 +95,22 @@ def sparse_is_cheaper(steps: int, leaf: int, keep: int, dk: int, dv: int) -> boo
 def _told(stored: Stored, attended: Attended | None, kept: Sequence[_Kept], mix: Tensor) -> Trace:
     """What was read, with the weights of all nodes and levels; nothing of levels that were not looked at."""
     sizes = stored.sizes()
-    nodes = [x.of_all(size) for x, size in zip(kept, sizes, strict=False)]
+    read = mix > 0
+    nodes = [x.of_all(x.weight * read[..., n, None], sizes[n]) for n, x in enumerate(kept)]
     nodes += [mix.new_zeros(*mix.shape[:3], size) for size in sizes[len(kept) :]]
     if stored.attend and attended is not None:
         nodes[0] = attended.over(stored.k.shape[2]).unflatten(-1, (-1, stored.leaf)).sum(-1)
     return Trace(attended, tuple(nodes), mix)
 
 
-def _or_all_leaves(stored: Stored, kept: list[_Kept], fits: Tensor) -> list[_Kept]:
-    """The same, but in rows `fits` [B] all leaves and nothing above."""
-    rows, (weight, place) = fits[:, None, None, None], kept[0]
-    above = [x._replace(weight=x.weight.masked_fill(rows, 0)) for x in kept[1:]]
-    if place is None:
-        return [kept[0], *above]
-    # The first leaves, for those that are not there come last.
-    there = stored.there[:, None, None, : weight.shape[-1]].to(weight.dtype)
-    first = torch.arange(weight.shape[-1], device=place.device)
-    return [_Kept(there.where(rows, weight), first.where(rows, place)), *above]
+def _or_all_leaves(stored: Stored, leaves: _Kept, fits: Tensor) -> _Kept:
+    """The leaves kept, but all in rows `fits` [B]: the first ones, for those that are not there come last."""
+    if leaves.place is None:
+        return leaves
+    rows, count = fits[:, None, None, None], leaves.place.shape[-1]
+    there = stored.there[:, None, None, :count].to(leaves.weight.dtype)
+    first = torch.arange(count, device=fits.device)
+    return leaves._replace(weight=there.where(rows, leaves.weight), place=first.where(rows, leaves.place))
 
 
 def _descend(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> list[_Kept]:
@@ -119,112 +120,108 @@ def _descend(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -
     # Levels of few nodes are kept whole. Of those below, the dense form scores all nodes, the sparse those in question.
     few = next(number for number, size in enumerate(sizes) if size <= keep)
     scored = 0 if form == "dense" else starts[few]
-    scores = q @ stored.means[:, :, scored:].transpose(-1, -2)
+    scores = q @ stored.mean[:, :, scored:].transpose(-1, -2)
+    denominators = _denominator(scores, *(x[:, :, None, scored:] for x in (stored.total, stored.floor)))
     nowhere = torch.finfo(scores.dtype).min  # and not -inf, or a row without a source would be NaN
     scores = scores.masked_fill(~stored.there[:, None, None, scored:], nowhere)
     found: list[_Kept] = []
     for number in reversed(range(len(sizes))):
         start, size, place = starts[number], sizes[number], None
-        if number >= few or (whole and number == 0):
-            best = scores[..., start - scored : start - scored + size]
-        else:
+        best, denominator = (x[..., start - scored : start - scored + size] for x in (scores, denominators))
+        if number < few and not (whole and number == 0):
             above = found[-1].place
             if above is None:
                 above = torch.arange(sizes[number + 1], device=q.device).expand(*q.shape[:3], -1)
             place = (2 * above[..., None] + torch.arange(2, device=q.device)).flatten(-2)
             beyond, place = place >= size, place.clamp(max=size - 1)
             if form == "dense":
-                best = scores[..., start : start + size].gather(-1, place)
+                best, denominator = (x.gather(-1, place) for x in (best, denominator))
             else:
-                best = (_at(stored.means, start + place) * q[..., None, :]).sum(-1)
+                mean, total, floor = (_at(x, start + place) for x in (stored.mean, stored.total, stored.floor))
+                best = (mean * q[..., None, :]).sum(-1)
+                denominator = _denominator(best, total, floor)
                 beyond = beyond | ~_at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
             best, order = best.masked_fill(beyond, nowhere).topk(min(keep, place.shape[-1]))
-            place = place.gather(-1, order)
+            place, denominator = (x.gather(-1, order) for x in (place, denominator))
         weight = torch.ones_like(best) if number == 0 and stored.attend else best.softmax(-1)
-        found.append(_Kept(weight.masked_fill(best == nowhere, 0), place))
+        found.append(_Kept(weight.masked_fill(best == nowhere, 0), denominator, place))
     return found[::-1]
 
 
-def _read_all(stored: Stored, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention to all steps, and its weights [B, H, T, S]."""
-    nothing = ~stored.there[:, 0]
-    # A row that sees nothing would be NaN: it sees all, and what it read is dropped.
-    log = stored.log.masked_fill(nothing[:, None, None], 0)
-    weight = (q @ stored.k.transpose(-1, -2) + log[:, :, None]).softmax(-1)
-    weight = weight.masked_fill(nothing[:, None, None, None], 0)
-    return weight.to(stored.v.dtype) @ stored.v, weight
+def _attention_to_all(stored: Stored, products: Tensor) -> Tensor:
+    """The weights of all steps [B, H, T, S]."""
+    nothing = _empty(stored)
+    return (products + stored.log.masked_fill(nothing[..., 0], 0)[:, :, None]).softmax(-1).masked_fill(nothing, 0)
+
+
+def _attention(stored: Stored, scores: Tensor, leaves: Tensor) -> Tensor:
+    """The softmax of scores [B, H, T, K, leaf] over the steps of `leaves` [B, H, T, K]."""
+    scores = scores.masked_fill(leaves[..., None] == 0, torch.finfo(scores.dtype).min)
+    return scores.flatten(-2).softmax(-1).masked_fill(_empty(stored), 0).view_as(scores)
+
+
+def _empty(stored: Stored) -> Tensor:
+    """Rows without a source [B, 1, 1, 1]: they would read NaN, so they see what is not there, and it is dropped."""
+    return ~stored.there[:, :1, None, None]
 
 
 def _read_dense(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
     """Every node's read is a sum over its steps: what a step counts for in all of them is summed first."""
-    products = (q @ stored.k.transpose(-1, -2)).unflatten(-1, (-1, stored.leaf))  # [B, H, T, leaves, steps]
-    log = stored.log.unflatten(-1, (-1, stored.leaf))
-    weighted = products * exp_from(log, stored.levels[0].m[..., None])[:, :, None].to(products.dtype)
-    shares = _shares(stored, weighted.sum(-1), kept, mix)
-    total, attended = weighted * shares[..., None].to(weighted.dtype), None
-    if stored.attend:
-        weight, place = kept[0]
-        scores = products + log[:, :, None]
-        if place is None:
-            seen = _attention(scores, weight)
-            total, attended = total + (mix[..., :1, None] * seen).to(total.dtype), Attended(seen.flatten(-2))
-        else:
-            index = place[..., None].expand(*place.shape, stored.leaf)
-            seen = _attention(scores.gather(-2, index), weight)
-            total = total.scatter_add(-2, index, (mix[..., :1, None] * seen).to(total.dtype))
-            steps = index * stored.leaf + torch.arange(stored.leaf, device=place.device)
-            attended = Attended(seen.flatten(-2), steps.flatten(-2))
-    return total.flatten(-2) @ stored.v, attended
+    products = q @ stored.k.transpose(-1, -2)
+    shares = _shares(stored, kept, mix).repeat_interleave(stored.leaf, -1)
+    total, attended = products * (shares * stored.weight[:, :, None]).to(products.dtype), None
+    if stored.attend and kept[0].place is None:
+        attended = Attended(_attention_to_all(stored, products))
+        total = total + (mix[..., :1] * attended.weight).to(total.dtype)
+    elif stored.attend and kept[0].place is not None:
+        steps = kept[0].place[..., None] * stored.leaf + torch.arange(stored.leaf, device=q.device)
+        scores = (products + stored.log[:, :, None]).gather(-1, steps.flatten(-2)).view(steps.shape)
+        seen, steps = _attention(stored, scores, kept[0].weight).flatten(-2), steps.flatten(-2)
+        total, attended = total.scatter_add(-1, steps, (mix[..., :1] * seen).to(total.dtype)), Attended(seen, steps)
+    return total @ stored.v, attended
 
 
-def _shares(stored: Stored, sums: Tensor, kept: list[_Kept], mix: Tensor) -> Tensor:
-    """What a leaf's steps count for in the reads of all matrices above [B, H, T, leaves].
-
-    `sums` [B, H, T, leaves] are the leaves' n . q, of which those of the nodes above are made.
-    """
-    normalisers = [sums]
-    for node in stored.levels[:-1]:
-        normalisers.append(in_pairs(normalisers[-1] * node.rise[:, :, None]).sum(-1))
+def _shares(stored: Stored, kept: list[_Kept], mix: Tensor) -> Tensor:
+    """What a leaf's steps count for in the reads of all matrices above [B, H, T, leaves]."""
     share = torch.zeros_like(mix[..., :1])
-    for number, node in reversed([*enumerate(stored.levels)]):
-        share = share.repeat_interleave(2, -1)[..., : node.m.shape[-1]] * node.rise[:, :, None]
+    for number, (node, nodes) in reversed([*enumerate(zip(stored.levels, kept, strict=True))]):
+        size = node.m.shape[-1]
+        share = (share[..., None] * node.rise[:, :, None]).flatten(-2)[..., :size]
         if number or not stored.attend:
-            weight = mix[..., number, None] * kept[number].of_all(node.m.shape[-1])
-            share = share + weight / _denominator(normalisers[number], node.m[:, :, None])
+            share = share + nodes.of_all(mix[..., number, None] * nodes.weight / nodes.denominator, size)
     return share
 
 
 def _read_sparse(stored: Stored, q: Tensor, kept: list[_Kept], mix: Tensor) -> tuple[Tensor, Attended | None]:
     """The nodes that are kept alone, which are gathered."""
     total, attended = q.new_zeros(*q.shape[:3], stored.v.shape[-1]), None
-    for number, (node, (weight, place)) in enumerate(zip(stored.levels, kept, strict=True)):
+    for number, (node, nodes) in enumerate(zip(stored.levels, kept, strict=True)):
         if number == 0 and stored.attend:
-            h, attended = _attend(stored, q, kept[0])
+            h, attended = _attend(stored, q, nodes)
             total = total + mix[..., 0, None].to(h.dtype) * h
             continue
-        h, normaliser = _of_nodes(stored, node, stored.leaf << number, q, place)
-        share = mix[..., number, None] * weight / _denominator(normaliser, _at(node.m, place))
+        share = mix[..., number, None] * nodes.weight / nodes.denominator
+        h = _of_nodes(stored, node, stored.leaf << number, q, nodes.place)
         total = total + (share[..., None].to(h.dtype) * h).sum(-2)
     return total, attended
 
 
-def _of_nodes(stored: Stored, node: Node, size: int, q: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
-    """C^T q [B, H, T, K, DV] and n . q [B, H, T, K] of a level's nodes at `place`."""
-    if node.C is not None and node.n is not None:
-        h = torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
-        return h, (_at(node.n, place) * q[..., None, :]).sum(-1)
+def _of_nodes(stored: Stored, node: Node, size: int, q: Tensor, place: Tensor | None) -> Tensor:
+    """C^T q [B, H, T, K, DV] of a level's nodes at `place`."""
+    if node.C is not None:
+        return torch.einsum("bhtd,bhtkdv->bhtkv", q, _at(node.C, place))
     if place is None:
         place = torch.arange(node.m.shape[-1], device=q.device).expand(*q.shape[:3], -1)
     _, k, v, log = _steps_of(stored, place, size)
     weight = exp_from(log, _at(node.m, place)[..., None]).to(q.dtype) * torch.einsum("bhtd,bhtksd->bhtks", q, k)
-    return torch.einsum("bhtks,bhtksv->bhtkv", weight, v), weight.sum(-1)
+    return torch.einsum("bhtks,bhtksv->bhtkv", weight, v)
 
 
 def _attend(stored: Stored, q: Tensor, leaves: _Kept) -> tuple[Tensor, Attended]:
     """Attention to the steps of the leaves kept."""
     assert leaves.place is not None  # of more leaves than are kept
     steps, k, v, log = _steps_of(stored, leaves.place, stored.leaf)
-    seen = _attention(torch.einsum("bhtd,bhtksd->bhtks", q, k) + log, leaves.weight)
+    seen = _attention(stored, torch.einsum("bhtd,bhtksd->bhtks", q, k) + log, leaves.weight)
     return torch.einsum("bhtks,bhtksv->bhtv", seen.to(v.dtype), v), Attended(seen.flatten(-2), steps.flatten(-2))
 
 
@@ -237,17 +234,10 @@ def _steps_of(stored: Stored, place: Tensor, size: int) -> tuple[Tensor, Tensor,
     return steps, k, v, log.masked_fill(~there, -math.inf)
 
 
-def _attention(scores: Tensor, leaves: Tensor) -> Tensor:
-    """The softmax of scores [..., K, leaf] over the steps of `leaves` [..., K]; all 0 where none is there."""
-    scores = scores.masked_fill(leaves[..., None] == 0, -math.inf)
-    seen = exp_from(scores, scores.amax((-1, -2), keepdim=True).detach())
-    return seen / seen.sum((-1, -2), keepdim=True).clamp(min=torch.finfo(seen.dtype).tiny)
-
-
-def _denominator(normaliser: Tensor, m: Tensor) -> Tensor:
-    # A node that holds nothing has no weight; any finite floor will do.
-    floor = normaliser_floor(m.masked_fill(m == -math.inf, 0.0))
-    return torch.maximum(normaliser.abs(), floor.to(normaliser.dtype)) + EPS
+def _denominator(score: Tensor, total: Tensor, floor: Tensor) -> Tensor:
+    """What a matrix's read is divided by: the normaliser is the mean key times the sum of weights."""
+    normaliser = (score * total).abs()
+    return torch.maximum(normaliser, floor.to(normaliser.dtype)) + EPS
 
 
 def _at(x: Tensor, place: Tensor | None) -> Tensor:

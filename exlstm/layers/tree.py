@@ -7,18 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exlstm.ops.mlstm import EPS
+from exlstm.ops.mlstm import EPS, normaliser_floor
 
 
 class Node(NamedTuple):
     """The N nodes of one level; sums are scaled by exp(-m)."""
 
-    # Matrix memories, sums of weight key value^T, and normalisers, sums of weight key; None where a node's steps are
-    # fewer numbers, or in a memory that is not to be read by its matrices.
+    # Matrix memories, sums of weight key value^T; None where a node's steps are fewer numbers, or in a memory that is
+    # not to be read by its matrices.
     C: Tensor | None  # [B, H, N, DK, DV]
-    n: Tensor | None  # [B, H, N, DK]
     m: Tensor  # [B, H, N] the largest log weight; -inf in a node that holds nothing
-    rise: Tensor  # [B, H, N] exp(m - that of the node above), by which sums grow into those above
+    rise: Tensor  # [B, H, (N + 1) // 2, 2] exp(m - that of the node above), by which sums grow into those above
 
 
 class Stored(NamedTuple):
@@ -27,9 +26,14 @@ class Stored(NamedTuple):
     k: Tensor  # [B, H, S, DK]
     v: Tensor  # [B, H, S, DV]
     log: Tensor  # [B, H, S] log weights; -inf for steps that are not there
+    weight: Tensor  # [B, H, S] weights by that of the leaf's heaviest step, exp(log - m)
     levels: tuple[Node, ...]  # from the leaves to the root
-    means: Tensor  # [B, H, nodes, DK] what nodes are found by: the mean of their keys by weight; leaves first
-    there: Tensor  # bool [B, nodes] whether a node holds something
+    # Of all nodes, leaves first: the mean of their keys by weight, by which they are found; the sum of their weights
+    # (the two make the normaliser); exp(-m), which bounds the normaliser from below; whether they hold something.
+    mean: Tensor  # [B, H, nodes, DK]
+    total: Tensor  # [B, H, nodes]
+    floor: Tensor  # [B, H, nodes]
+    there: Tensor  # bool [B, nodes]
     leaf: int  # steps of a leaf
     attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
     depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
@@ -51,41 +55,42 @@ def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True, 
     short = -k.shape[2] % leaf
     k, v = (F.pad(x, (0, 0, 0, short)) for x in (k, v))
     log = F.pad(log, (0, short), value=-math.inf)
-    level = _leaves(k, v, log, leaf, matrices=matrices and not attend)
+    weight, level = _leaves(k, log, leaf)
     levels, rises = [level], []
-    while level.m.shape[-1] > 1:
-        rise, level = _joined(level)
+    if matrices and not attend:
+        levels[0] = level._replace(C=_matrices(level.m, k, v, log, leaf))
+    while levels[-1].m.shape[-1] > 1:
+        rise, level = _joined(levels[-1])
         rises.append(rise)
         if matrices and level.C is None:
-            C, n = _matrices(level.m, k, v, log, leaf << len(levels))
-            level = level._replace(C=C, n=n)
+            level = level._replace(C=_matrices(level.m, k, v, log, leaf << len(levels)))
         levels.append(level)
-    rises.append(torch.ones_like(level.m))
-    nodes = tuple(Node(level.C, level.n, level.m, rise) for level, rise in zip(levels, rises, strict=True))
+    rises.append(torch.ones_like(log[..., :1, None].expand(-1, -1, -1, 2)))
+    nodes = tuple(Node(level.C, level.m, rise) for level, rise in zip(levels, rises, strict=True))
     there = [node.m[:, 0] > -math.inf for node in nodes]
     depth = 1 + torch.stack([here.sum(-1) > 1 for here in there]).sum(0)
-    means = torch.cat([level.mean for level in levels], 2)
-    return Stored(k, v, log, nodes, means, torch.cat(there, -1), leaf, attend, depth)
+    m, mean, total = (torch.cat([getattr(level, x) for level in levels], 2) for x in ("m", "mean", "total"))
+    # A node that holds nothing has no weight; any finite floor will do.
+    floor = normaliser_floor(m.masked_fill(m == -math.inf, 0.0))
+    return Stored(k, v, log, weight, nodes, mean, total, floor, torch.cat(there, -1), leaf, attend, depth)
 
 
 class _Level(NamedTuple):
     """The nodes of a level while the tree is built, with what those above are made of."""
 
     C: Tensor | None
-    n: Tensor | None
     m: Tensor
     mean: Tensor  # [B, H, N, DK] of the keys by weight
-    w: Tensor  # [B, H, N] sums of weights
+    total: Tensor  # [B, H, N] sums of weights
 
 
-def _leaves(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, matrices: bool) -> _Level:
-    """The leaves."""
+def _leaves(k: Tensor, log: Tensor, leaf: int) -> tuple[Tensor, _Level]:
+    """The weights of steps [B, H, S], and the leaves."""
     keys, weights = (x.unflatten(2, (-1, leaf)) for x in (k, log))  # [B, H, N, leaf, ...]
     m = weights.amax(-1)
     weights = exp_from(weights, m[..., None])
-    w = weights.sum(-1)
-    C, n = _matrices(m, k, v, log, leaf) if matrices else (None, None)
-    return _Level(C, n, m, _mean(weights, keys, w), w)
+    total = weights.sum(-1)
+    return weights.flatten(2), _Level(None, m, _mean(weights, keys, total), total)
 
 
 def _joined(below: _Level) -> tuple[Tensor, _Level]:
@@ -93,15 +98,12 @@ def _joined(below: _Level) -> tuple[Tensor, _Level]:
     m = in_pairs(below.m, -math.inf)
     top = m.amax(-1)
     rise = exp_from(m, top[..., None])
-
-    def both(x: Tensor) -> Tensor:
-        return (rise.view(*rise.shape, *[1] * (x.dim() - 3)).to(x.dtype) * by_node(x, rise.shape[2], 2)).sum(3)
-
-    C, n = (None if x is None else both(x) for x in (below.C, below.n))
-    weights, w = rise * in_pairs(below.w), both(below.w)
-    mean = _mean(weights, by_node(below.mean, rise.shape[2], 2), w)
-    rise = rise.flatten(-2)[..., : below.m.shape[-1]]
-    return rise, _Level(C, n, top, mean, w)
+    C = None
+    if below.C is not None:
+        C = (rise[..., None, None].to(below.C.dtype) * by_node(below.C, rise.shape[2], 2)).sum(3)
+    weights = rise * in_pairs(below.total)
+    total = weights.sum(-1)
+    return rise, _Level(C, top, _mean(weights, by_node(below.mean, rise.shape[2], 2), total), total)
 
 
 def _mean(weights: Tensor, x: Tensor, total: Tensor) -> Tensor:
@@ -109,15 +111,15 @@ def _mean(weights: Tensor, x: Tensor, total: Tensor) -> Tensor:
     return ((weights / total.clamp(min=EPS)[..., None])[..., None].to(x.dtype) * x).sum(-2)
 
 
-def _matrices(m: Tensor, k: Tensor, v: Tensor, log: Tensor, size: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """The matrix memories and normalisers of nodes of `size` steps, if their keys and values are not fewer numbers."""
+def _matrices(m: Tensor, k: Tensor, v: Tensor, log: Tensor, size: int) -> Tensor | None:
+    """The matrix memories of nodes of `size` steps, if the keys and values of these are not fewer numbers."""
     count, dk, dv = m.shape[-1], k.shape[-1], v.shape[-1]
     if size * (dk + dv) <= dk * dv:
-        return None, None
+        return None
     of_steps = m[..., None].expand(*m.shape, size).flatten(-2)[..., : k.shape[2]]
     weighted = exp_from(log, of_steps)[..., None].to(k.dtype) * k
     weighted, v = (by_node(x, count, size) for x in (weighted, v))
-    return weighted.transpose(-1, -2) @ v, weighted.sum(-2)
+    return weighted.transpose(-1, -2) @ v
 
 
 def by_node(x: Tensor, count: int, size: int, dim: int = 2) -> Tensor:
