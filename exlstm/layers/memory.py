@@ -35,7 +35,7 @@ class MemoryWriter(nn.Module):
             form has no use for. None forms them for all sources.
     """
 
-    def __init__(self, width: int, heads: int, *, leaf: int | None = 8, keep: int | None = None) -> None:
+    def __init__(self, width: int, heads: int, *, leaf: int | None = 4, keep: int | None = None) -> None:
         super().__init__()
         head_width(width, heads)
         for name, value in (("leaf", leaf), ("keep", keep)):
@@ -75,7 +75,7 @@ class MemoryReader(nn.Module):
     Args:
         width: of queries and outputs, and of the source that was written.
         heads: as the writer's; each chooses its nodes by itself.
-        keep: nodes of a level that are read.
+        keep: nodes of a level that are kept, see `exlstm.layers.recall.read`.
         levels: levels told apart; all above share the last one's weight.
         norm: what every head read is normalised, as that of an mLSTM's memory is: for flat memories. Attention is not,
             whose sharpness tells how well something was found.
@@ -83,7 +83,7 @@ class MemoryReader(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, keep: int = 32, levels: int = 12, norm: bool = False, depth: int = 1
+        self, width: int, heads: int, *, keep: int = 128, levels: int = 12, norm: bool = False, depth: int = 1
     ) -> None:
         super().__init__()
         head_width(width, heads)
@@ -102,7 +102,7 @@ class MemoryReader(nn.Module):
         small_init_(self.query.weight, self.query.in_features)
         nn.init.zeros_(self.level.weight)
         with torch.no_grad():
-            self.level.bias.view(self.heads, self.levels).copy_(4.0 * (torch.arange(self.levels) == 0))
+            self.level.bias.view(self.heads, self.levels).copy_(5.0 * (torch.arange(self.levels) == 0))
         wang_init_(self.out.weight, self.out.out_features, self.depth)
 
     def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False) -> tuple[Tensor, Trace]:

@@ -20,6 +20,15 @@ class Node(NamedTuple):
     rise: Tensor  # [B, H, (N + 1) // 2, 2] exp(m - that of the node above), by which sums grow into those above
 
 
+class Outline(NamedTuple):
+    """What nodes are found by; mean key times sum of weights is the normaliser of a node's matrix memory."""
+
+    key: Tensor  # [B, H, N, DK] mean of the keys by weight
+    total: Tensor  # [B, H, N] sum of weights, scaled by exp(-m)
+    log: Tensor  # [B, H, N] the logarithm of the sum of weights
+    floor: Tensor  # [B, H, N] exp(-m), which bounds normalisers from below
+
+
 class Stored(NamedTuple):
     """A source in memory: what its steps wrote, and the tree of it. S is a multiple of the leaf."""
 
@@ -28,12 +37,8 @@ class Stored(NamedTuple):
     log: Tensor  # [B, H, S] log weights; -inf for steps that are not there
     weight: Tensor  # [B, H, S] weights by that of the leaf's heaviest step, exp(log - m)
     levels: tuple[Node, ...]  # from the leaves to the root
-    # Of all nodes, leaves first: the mean of their keys by weight, by which they are found; the sum of their weights
-    # (the two make the normaliser); exp(-m), which bounds the normaliser from below; whether they hold something.
-    mean: Tensor  # [B, H, nodes, DK]
-    total: Tensor  # [B, H, nodes]
-    floor: Tensor  # [B, H, nodes]
-    there: Tensor  # bool [B, nodes]
+    outline: "Outline"  # of all nodes, leaves first
+    there: Tensor  # bool [B, nodes] whether they hold something
     leaf: int  # steps of a leaf
     attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
     depth: Tensor  # int64 [B] levels up to the one where a row's source is a single node
@@ -69,10 +74,10 @@ def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True, 
     nodes = tuple(Node(level.C, level.m, rise) for level, rise in zip(levels, rises, strict=True))
     there = [node.m[:, 0] > -math.inf for node in nodes]
     depth = 1 + torch.stack([here.sum(-1) > 1 for here in there]).sum(0)
-    m, mean, total = (torch.cat([getattr(level, x) for level in levels], 2) for x in ("m", "mean", "total"))
-    # A node that holds nothing has no weight; any finite floor will do.
-    floor = normaliser_floor(m.masked_fill(m == -math.inf, 0.0))
-    return Stored(k, v, log, weight, nodes, mean, total, floor, torch.cat(there, -1), leaf, attend, depth)
+    m, key, total = (torch.cat([getattr(level, x) for level in levels], 2) for x in ("m", "key", "total"))
+    m = m.masked_fill(m == -math.inf, 0.0)  # a node that holds nothing has no weight; anything finite will do
+    outline = Outline(key, total, m + total.clamp(min=EPS).log(), normaliser_floor(m))
+    return Stored(k, v, log, weight, nodes, outline, torch.cat(there, -1), leaf, attend, depth)
 
 
 class _Level(NamedTuple):
@@ -80,7 +85,7 @@ class _Level(NamedTuple):
 
     C: Tensor | None
     m: Tensor
-    mean: Tensor  # [B, H, N, DK] of the keys by weight
+    key: Tensor  # [B, H, N, DK] mean of the keys by weight
     total: Tensor  # [B, H, N] sums of weights
 
 
@@ -103,7 +108,7 @@ def _joined(below: _Level) -> tuple[Tensor, _Level]:
         C = (rise[..., None, None].to(below.C.dtype) * by_node(below.C, rise.shape[2], 2)).sum(3)
     weights = rise * in_pairs(below.total)
     total = weights.sum(-1)
-    return rise, _Level(C, top, _mean(weights, by_node(below.mean, rise.shape[2], 2), total), total)
+    return rise, _Level(C, top, _mean(weights, by_node(below.key, rise.shape[2], 2), total), total)
 
 
 def _mean(weights: Tensor, x: Tensor, total: Tensor) -> Tensor:

@@ -46,10 +46,10 @@ class Seq2SeqConfig:
     dropout: float = 0.1
     memory: MemoryKind = "hierarchical"
     """A tree of matrix memories, its leaves read by attention; one flat matrix memory; or attention to all."""
-    leaf: int = 16
+    leaf: int = 4
     """Source tokens in a leaf of the tree."""
-    keep: int = 32
-    """Nodes of a level that a read keeps; shorter sources are attended to as a whole."""
+    keep: int = 128
+    """Nodes of a level that a read keeps; sources of no more leaves are attended to as a whole."""
     copy: bool = True
     """Tokens of the source may be written as they stand, see `Copying`; not from a flat memory, which keeps none."""
     levels: int = 12
