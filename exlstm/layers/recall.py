@@ -36,8 +36,8 @@ def read(
         level: [B, H, T, levels] log weights of the levels from the leaves on; the last serves all above.
         keep: nodes kept at a level.
         form: "dense" forms all T x S products, "sparse" reads the kept nodes alone, "auto" takes what costs less.
-        whole: the dense form, which has all products, attends to the steps of all leaves: for learning, in which keys
-            that are not found teach nothing, and those that look for them would find ever the same.
+        whole: the dense form, which has all products, attends to the steps of all leaves: for learning, where a key
+            that is not found is taught nothing, and so would not be found.
         trace: also tell which nodes were read.
 
     Returns:

@@ -46,36 +46,47 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
     nowhere = torch.finfo(log.dtype).min  # and not -inf, or a row without a source would be NaN
     scores = (products + log[:, :, None]).masked_fill(~stored.there[:, None, None, scored:], nowhere)
     levels: list[Found] = []
-    kept: Tensor | None = None
+    place: Tensor | None = None  # of those kept; None: all in order
     for number in reversed(range(len(sizes))):
         start, size = starts[number], sizes[number]
         attended = number == 0 and stored.attend
         best, denominator = (x[..., start - scored : start - scored + size] for x in (scores, denominators))
-        if number < few and not (whole and attended):
-            if kept is None:
-                kept = torch.arange(sizes[number + 1], device=q.device).expand(*q.shape[:3], -1)
-            kept = (2 * kept[..., None] + torch.arange(2, device=q.device)).flatten(-2)
-            beyond, kept = kept >= size, kept.clamp(max=size - 1)
+        if number >= few or (whole and attended):
+            place = None
+        else:
+            place, there = _below(sizes[number + 1] if place is None else place, size, q)
             if form == "dense":
-                best, denominator = (x.gather(-1, kept) for x in (best, denominator))
+                best, denominator = (x.gather(-1, place) for x in (best, denominator))
             else:
-                key, total, log, floor = (at(x, start + kept) for x in stored.outline)
+                key, total, log, floor = (at(x, start + place) for x in stored.outline)
                 product = (key * q[..., None, :]).sum(-1)
                 best, denominator = product + log, _denominator(product, total, floor)
-                beyond = beyond | ~at(stored.there[:, None].expand(-1, q.shape[1], -1), start + kept)
-            best, order = best.masked_fill(beyond, nowhere).topk(min(keep, kept.shape[-1]))
-            kept, denominator = kept.gather(-1, order), denominator.gather(-1, order)
-        place = None if number >= few or (whole and attended) else kept
+                there = there & at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
+            best, order = best.masked_fill(~there, nowhere).topk(min(keep, place.shape[-1]))
+            place, denominator = place.gather(-1, order), denominator.gather(-1, order)
         if attended:
-            weight = torch.ones_like(best)
+            levels.append(Found((best > nowhere).to(best.dtype), denominator, place))
         else:
-            if best.shape[-1] > read_of(keep):
-                best, order = best.topk(read_of(keep))
-                place = order if place is None else place.gather(-1, order)
-                denominator = denominator.gather(-1, order)
-            weight = best.softmax(-1)
-        levels.append(Found(weight.masked_fill(best == nowhere, 0), denominator, place))
+            levels.append(_best_of(best, denominator, place, read_of(keep), nowhere))
     return levels[::-1]
+
+
+def _below(above: Tensor | int, size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes [B, H, T, 2 K] below those at `above` [B, H, T, K], or below as many as it says, in a level of `size`;
+    and whether they are there: a last node without a neighbour may be the only one below."""
+    if isinstance(above, int):
+        above = torch.arange(above, device=like.device).expand(*like.shape[:3], -1)
+    place = (2 * above[..., None] + torch.arange(2, device=like.device)).flatten(-2)
+    return place.clamp(max=size - 1), place < size
+
+
+def _best_of(score: Tensor, denominator: Tensor, place: Tensor | None, most: int, nowhere: float) -> Found:
+    """The best `most` of nodes with these scores, weighed by the softmax of them."""
+    if score.shape[-1] > most:
+        score, order = score.topk(most)
+        place = order if place is None else place.gather(-1, order)
+        denominator = denominator.gather(-1, order)
+    return Found(score.softmax(-1).masked_fill(score == nowhere, 0), denominator, place)
 
 
 def read_of(keep: int) -> int:

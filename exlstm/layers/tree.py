@@ -37,7 +37,7 @@ class Stored(NamedTuple):
     log: Tensor  # [B, H, S] log weights; -inf for steps that are not there
     weight: Tensor  # [B, H, S] weights by that of the leaf's heaviest step, exp(log - m)
     levels: tuple[Node, ...]  # from the leaves to the root
-    outline: "Outline"  # of all nodes, leaves first
+    outline: Outline  # of all nodes, leaves first
     there: Tensor  # bool [B, nodes] whether they hold something
     leaf: int  # steps of a leaf
     attend: bool  # whether leaves are read by attention to their steps, or as matrices like all above
