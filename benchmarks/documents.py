@@ -111,14 +111,15 @@ def score(model: Seq2Seq, documents: Documents) -> dict[str, float]:
 
 @torch.no_grad()
 def cost(model: Seq2Seq, length: int) -> dict[str, float]:
-    """Of one source: seconds to read and store it, seconds of a written token, bytes stored."""
+    """Of one source: seconds to read and store it, of a written token, of one read of the memory; bytes stored."""
     source = torch.randint(3, model.config.vocabulary, (1, length))
     stored = model.encode(source)
-    token = torch.tensor([[BOS]])
+    token, x = torch.tensor([[BOS]]), torch.randn(1, 1, model.config.width)
     _, state, _ = model.decode(token, stored)
     return {
-        "read": _median_time(lambda: model.encode(source)),
+        "read": _median_time(lambda: model.encode(source), 3),
         "token": _median_time(lambda: model.decode(token, stored, state)),
+        "lookup": _median_time(lambda: model.readers[0](stored.memory, x)),
         "bytes": float(state_bytes(stored)),
     }
 
