@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from exlstm.layers.tree import Stored
-from exlstm.ops.mlstm import EPS
 
 Form = Literal["auto", "dense", "sparse"]
 _GATHERING = 3
@@ -40,9 +39,9 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
     # Levels of few nodes are kept whole. Of those below, the dense form scores all nodes, the sparse those in question.
     few = next(number for number, size in enumerate(sizes) if size <= keep)
     scored = 0 if form == "dense" else starts[few]
-    key, total, log, floor = (x[:, :, scored:] for x in stored.outline)
+    key, total, log = (x[:, :, scored:] for x in stored.outline)
     products = q @ key.transpose(-1, -2)
-    denominators = _denominator(products, total[:, :, None], floor[:, :, None])
+    denominators = _denominator(products, total[:, :, None])
     nowhere = torch.finfo(log.dtype).min  # and not -inf, or a row without a source would be NaN
     scores = (products + log[:, :, None]).masked_fill(~stored.there[:, None, None, scored:], nowhere)
     levels: list[Found] = []
@@ -58,9 +57,9 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
             if form == "dense":
                 best, denominator = (x.gather(-1, place) for x in (best, denominator))
             else:
-                key, total, log, floor = (at(x, start + place) for x in stored.outline)
+                key, total, log = (at(x, start + place) for x in stored.outline)
                 product = (key * q[..., None, :]).sum(-1)
-                best, denominator = product + log, _denominator(product, total, floor)
+                best, denominator = product + log, _denominator(product, total)
                 there = there & at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
             best, order = best.masked_fill(~there, nowhere).topk(min(keep, place.shape[-1]))
             place, denominator = place.gather(-1, order), denominator.gather(-1, order)
@@ -113,7 +112,6 @@ def at(x: Tensor, place: Tensor) -> Tensor:
     return x.flatten(0, 2).index_select(0, (rows + place).flatten()).unflatten(0, place.shape)
 
 
-def _denominator(found: Tensor, total: Tensor, floor: Tensor) -> Tensor:
-    """What a matrix's read is divided by; `found` is the query times the mean key."""
-    normaliser = (found * total).abs()
-    return torch.maximum(normaliser, floor.to(normaliser.dtype)) + EPS
+def _denominator(product: Tensor, total: Tensor) -> Tensor:
+    """What a matrix's read is divided by, of the query times the mean key and the sum of weights."""
+    return product.abs().clamp(min=1) * total.clamp(min=1)  # that is at least 1 where there is something

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from exlstm.ops.mlstm import EPS, normaliser_floor
+from exlstm.ops.mlstm import EPS
 
 
 class Node(NamedTuple):
@@ -21,12 +21,11 @@ class Node(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """What nodes are found by; mean key times sum of weights is the normaliser of a node's matrix memory."""
+    """What nodes are found by, and what their reads are divided by."""
 
     key: Tensor  # [B, H, N, DK] mean of the keys by weight
-    total: Tensor  # [B, H, N] sum of weights, scaled by exp(-m)
+    total: Tensor  # [B, H, N] sum of weights, scaled by exp(-m): at least 1 in a node that holds something
     log: Tensor  # [B, H, N] the logarithm of the sum of weights
-    floor: Tensor  # [B, H, N] exp(-m), which bounds normalisers from below
 
 
 class Stored(NamedTuple):
@@ -76,7 +75,7 @@ def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True, 
     depth = 1 + torch.stack([here.sum(-1) > 1 for here in there]).sum(0)
     m, key, total = (torch.cat([getattr(level, x) for level in levels], 2) for x in ("m", "key", "total"))
     m = m.masked_fill(m == -math.inf, 0.0)  # a node that holds nothing has no weight; anything finite will do
-    outline = Outline(key, total, m + total.clamp(min=EPS).log(), normaliser_floor(m))
+    outline = Outline(key, total, m + total.clamp(min=EPS).log())
     return Stored(k, v, log, weight, nodes, outline, torch.cat(there, -1), leaf, attend, depth)
 
 

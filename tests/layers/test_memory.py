@@ -34,14 +34,11 @@ def definition(k, v, log, q, level, *, leaf, keep, attend, whole=False):
         spans.append([range(below[n].start, below[min(n + 1, len(below) - 1)].stop) for n in range(0, len(below), 2)])
 
     def node(span):
-        w = torch.stack([log[t] for t in span])
-        m = w.max()
-        w = (w - m).exp()
         rows = list(span)
+        w = log[rows].softmax(0)
         n = (w[:, None] * k[rows]).sum(0)
         number = (q @ (k[rows].T * w) @ v[rows]) / dk**0.5
-        value = number / (max((n @ q).abs() / dk**0.5, (-m).exp()) + 1e-6)
-        return q @ n / w.sum() / dk**0.5 + w.sum().log() + m, value
+        return q @ n / dk**0.5 + log[rows].logsumexp(0), number / max((n @ q).abs() / dk**0.5, 1.0)
 
     kept, values = None, []
     for number in reversed(range(len(spans))):
