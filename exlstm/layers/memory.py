@@ -2,11 +2,11 @@
 
 The leaves are short segments of the source; a node above joins two below. Every node above a leaf holds what its steps
 wrote, as the memory of an mLSTM does, and is found by the mean of their keys. A reader goes from coarse to fine: at
-every level it scores the nodes below those it kept, keeps the best and reads their memories; to the steps of the
-leaves that are left it attends; in the end it mixes the levels. So what matters is found in O(log S) and read exactly,
-and the rest in outline. A source of so few leaves that all are kept is attended to, and no more: what is learnt there,
-which keys answer which query, is what finds nodes in longer ones. In training a longer source is attended to as a
-whole too, as far as all products of queries and keys cost less than looking for nodes.
+every level it scores the nodes below those it kept, keeps the best and reads the memories of the best of these; to the
+steps of the leaves that are left it attends; in the end it mixes the levels. So what matters is found in O(log S) and
+read exactly, and the rest in outline. A source of so few leaves that all are kept is attended to, and no more: what is
+learnt there, which keys answer which query, is what finds nodes in longer ones. In training a longer source is attended
+to as a whole too, as far as all products of queries and keys cost less than looking for nodes.
 """
 
 import math
