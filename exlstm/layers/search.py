@@ -60,7 +60,7 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
                 key, total, log = (at(x, start + place) for x in stored.outline)
                 product = (key * q[..., None, :]).sum(-1)
                 best, denominator = product + log, _denominator(product, total)
-                there = there & at(stored.there[:, None].expand(-1, q.shape[1], -1), start + place)
+                there = there & (total > 0)
             best, order = best.masked_fill(~there, nowhere).topk(min(keep, place.shape[-1]))
             place, denominator = place.gather(-1, order), denominator.gather(-1, order)
         if attended:
@@ -96,7 +96,7 @@ def read_of(keep: int) -> int:
 def sparse_is_cheaper(steps: int, leaf: int, keep: int, dk: int, dv: int) -> bool:
     """Whether a query that reads what it found alone reads fewer numbers; those that it gathers count more."""
     count, size = -(-steps // leaf), leaf
-    gathered = min(keep, count) * leaf * (dk + dv)  # the leaves that are attended to
+    gathered = min(keep, count) * min(leaf * (dk + dv), dk * dv)
     nodes = count
     while count > 1:
         gathered += 2 * keep * dk if count > keep else 0  # keys that are compared

@@ -57,8 +57,9 @@ def store(k: Tensor, v: Tensor, log: Tensor, leaf: int, *, attend: bool = True, 
     Without `matrices` it can be read all the same, but every node from its steps.
     """
     short = -k.shape[2] % leaf
-    k, v = (F.pad(x, (0, 0, 0, short)) for x in (k, v))
-    log = F.pad(log, (0, short), value=-math.inf)
+    # Contiguous, or each read that gathers from them would copy them whole.
+    k, v = (F.pad(x, (0, 0, 0, short)).contiguous() for x in (k, v))
+    log = F.pad(log, (0, short), value=-math.inf).contiguous()
     weight, level = _leaves(k, log, leaf)
     levels, rises = [level], []
     if matrices and not attend:
