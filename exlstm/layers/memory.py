@@ -43,14 +43,13 @@ class MemoryWriter(nn.Module):
                 raise ValueError(f"{name} must be at least 1, or None, got {value}")
         self.heads, self.leaf, self.keep = heads, leaf, keep
         self.kv = nn.Linear(width, 2 * width, bias=False)
-        self.gate = nn.Linear(width, heads)
+        self.gate = nn.Linear(width, heads, bias=False)  # weights count by their ratios alone
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """All steps weigh alike at first."""
         small_init_(self.kv.weight, self.kv.in_features)
         nn.init.zeros_(self.gate.weight)
-        nn.init.zeros_(self.gate.bias)
 
     def forward(self, source: Tensor, mask: Tensor | None = None) -> Stored:
         """Write `source` [B, S, width]; steps where `mask` [B, S] is False are absent, whatever stands there."""
