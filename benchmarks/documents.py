@@ -14,12 +14,12 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ MEMORIES: tuple[MemoryKind, ...] = ("hierarchical", "flat", "attention")
 VOCABULARY, WIDTH, ENCODER, DECODER = 4000, 256, "s", "ss"
 TESTED = 24  # batches a length
 RESULTS = Path(__file__).parent / "results"
+Results = TypeVar("Results")
 
 
 class Documents:
@@ -146,9 +147,16 @@ def main() -> None:
     texts = (text for pair in pairs.train for text in pair[:3])
     tokenizer = Tokenizer.train(texts, kind="bpe", vocabulary=VOCABULARY)
     results = {memory: _run(memory, pairs, tokenizer, options) for memory in options.memories}
-    command = shlex.join(["python", "-m", "benchmarks.documents", *sys.argv[1:]])
+    write("documents", date, results, page, options.out)
+
+
+def write(
+    module: str, date: datetime, results: Results, page: Callable[[dict[str, str], Results], str], folder: Path
+) -> None:
+    """Write the results of this command, which is `benchmarks.module`, as JSON and as a page, and tell where."""
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
     facts = {"date": f"{date:%Y-%m-%d %H:%M %Z}", "command": command, **machine(), **versions()}
-    stem = options.out / f"DOCUMENTS-{date:%Y%m%d-%H%M}"
+    stem = folder / f"{module.upper()}-{date:%Y%m%d-%H%M}"
     stem.with_suffix(".json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n", encoding="utf-8")
     stem.with_suffix(".md").write_text(page(facts, results), encoding="utf-8")
     print(stem.with_suffix(".md"))

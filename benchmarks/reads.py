@@ -6,8 +6,6 @@ memory twice. Beside the step is the read alone, of one of the two.
 """
 
 import argparse
-import json
-import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.documents import MEMORIES, RESULTS, VOCABULARY, cost, make
-from benchmarks.machine import machine, versions
+from benchmarks.documents import MEMORIES, RESULTS, VOCABULARY, cost, make, write
 from benchmarks.report import table
 
 LENGTHS = (512, 2048, 8192, 32768, 131072)
@@ -34,12 +31,7 @@ def main() -> None:
         for memory in MEMORIES:
             results.append({"length": length, "memory": memory, **cost(make(memory, VOCABULARY, 0).eval(), length)})
             print(results[-1], file=sys.stderr)
-    command = shlex.join(["python", "-m", "benchmarks.reads", *sys.argv[1:]])
-    facts = {"date": f"{date:%Y-%m-%d %H:%M %Z}", "command": command, **machine(), **versions()}
-    stem = options.out / f"READS-{date:%Y%m%d-%H%M}"
-    stem.with_suffix(".json").write_text(json.dumps({**facts, "results": results}, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(page(facts, results), encoding="utf-8")
-    print(stem.with_suffix(".md"))
+    write("reads", date, results, page, options.out)
 
 
 def page(facts: dict[str, str], results: list[dict[str, Any]]) -> str:

@@ -25,10 +25,10 @@ def read(
 
     At every level, from the root on: the nodes below those kept are scored by q . mean key / sqrt(DK) and the logarithm
     of the sum of their weights, and the best `keep` are kept. The best quarter of these are read, weighed by the
-    softmax of their scores: a node gives what an mLSTM's memory would, were its weights to add up to 1,
-    C^T q / sqrt(DK) / max(|n . q| / sqrt(DK), 1): so nodes of few and many steps give values of like size, as attention
-    does. The leaves kept, if they are to be attended to, give
-    together the attention to their steps: the softmax of q . k / sqrt(DK) and a step's log weight.
+    softmax of their scores: a node gives what an mLSTM's memory would, were its weights to add up to 1, C^T q /
+    sqrt(DK) / max(|n . q| / sqrt(DK), 1): so nodes of few and many steps give values of like size, as attention does.
+    The leaves kept, if they are to be attended to, give together the attention to their steps: the softmax of q . k /
+    sqrt(DK) and a step's log weight.
     The levels are mixed by the softmax of `level`. A source of no more leaves than `keep` is read by attention to all
     of its steps alone, for there is nothing to look for: nodes above its leaves could but repeat them in outline.
 

@@ -31,8 +31,8 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
     """The nodes to be read at every level, from the leaves to the root; if `whole`, all leaves are.
 
     A node's score is the logarithm of what its steps would count for in attention if all of their keys were the mean
-    key. The best `keep` are kept, to look below them. Leaves that are attended to are all read then; of others and
-    above it are `read_of` those kept.
+    key. The best `keep` are kept, to look below them. Kept leaves that are attended to are all read; of other nodes
+    the best `matrices_read(keep)`.
     """
     sizes = stored.sizes()
     starts = [0, *accumulate(sizes)]
@@ -66,7 +66,7 @@ def search(stored: Stored, q: Tensor, keep: int, form: Form, *, whole: bool) -> 
         if attended:
             levels.append(Found((best > nowhere).to(best.dtype), denominator, place))
         else:
-            levels.append(_best_of(best, denominator, place, read_of(keep), nowhere))
+            levels.append(_best_of(best, denominator, place, matrices_read(keep), nowhere))
     return levels[::-1]
 
 
@@ -88,7 +88,7 @@ def _best_of(score: Tensor, denominator: Tensor, place: Tensor | None, most: int
     return Found(score.softmax(-1).masked_fill(score == nowhere, 0), denominator, place)
 
 
-def read_of(keep: int) -> int:
+def matrices_read(keep: int) -> int:
     """Of how many nodes matrices are read: a matrix is many numbers, and few nodes have most of the weight."""
     return max(1, keep // 4)
 
@@ -102,7 +102,7 @@ def sparse_is_cheaper(steps: int, leaf: int, keep: int, dk: int, dv: int) -> boo
         gathered += 2 * keep * dk if count > keep else 0  # keys that are compared
         count, size = (count + 1) // 2, 2 * size
         nodes += count
-        gathered += min(read_of(keep), count) * min(size * (dk + dv), dk * dv)
+        gathered += min(matrices_read(keep), count) * min(size * (dk + dv), dk * dv)
     return _GATHERING * gathered < steps * (dk + dv) + nodes * dk
 
 
