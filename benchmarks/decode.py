@@ -17,7 +17,7 @@ from benchmarks.work import Work
 from exlstm.layers.block import Style
 from exlstm.models import LanguageModel
 from exlstm.models.decoder import Decoder
-from exlstm.ops.cpu.step import Weights
+from exlstm.ops.program import Weights
 
 START = {"position": 1}
 LARGE = Contestant("xlstm xLSTMLarge", "benchmarks.peers:decode_xlstm_large", START, START, peer="xlstm")

@@ -1,4 +1,4 @@
-"""How layers are written into a `Program`, which runs one step of a whole model in C++.
+"""How layers are written into a `Program`, which runs one step of a whole model.
 
 `y, state = emit(layer, program, x)`: x and y are registers [B, width], and the state is the one that the layer's own
 forward returns, of tensors that every run of the program changes in place; only attention keeps its own as a `Ring`.
@@ -22,7 +22,7 @@ from exlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from exlstm.layers.slstm import SLSTM
 from exlstm.layers.state import LayerState
 from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
-from exlstm.ops.cpu.step import Program, Ring
+from exlstm.ops.program import Program, Ring
 
 
 @functools.singledispatch
@@ -85,7 +85,7 @@ def _cell(
         gates = program.soft_cap(gates, cell.soft_cap)
     i, f, level = gates.split([cell.heads, cell.heads, cell.heads * cell.levels], 1)
     dk, dv = q.shape[1] // cell.heads, v.shape[1] // cell.heads
-    place: dict[str, Any] = {"dtype": program.dtype, "device": torch.device("cpu")}
+    place: dict[str, Any] = {"dtype": program.state_dtype, "device": program.device}
     memory: MLSTMState | HMLSTMState
     if not cell.levels:
         memory = MLSTMState.empty(program.batch, cell.heads, dk, dv, **place)
@@ -103,7 +103,7 @@ def _(layer: SLSTM, program: Program, x: Tensor) -> tuple[Tensor, LayerState[SLS
     if layer.conv is not None:
         c, conv_state = emit(layer.conv, program, x)
         c = program.gate("silu", c)
-    cell = SLSTMState.empty(program.batch, heads, width, dtype=program.dtype, device=torch.device("cpu"))
+    cell = SLSTMState.empty(program.batch, heads, width, dtype=program.state_dtype, device=program.device)
 
     def matrices(weight: Tensor) -> Tensor:
         """[gates, H, in, out] as [H, gates * out, in]."""
@@ -176,8 +176,10 @@ def read_state(state: Any) -> Any:
     """A copy of a program's state in the form of the layers' own."""
     if isinstance(state, Ring):
         slots = state.held.shape[1]
-        order = (state.first[:, None] + torch.arange(slots, device="cpu")) % max(slots, 1)  # the oldest first
-        rows = torch.arange(len(order), device="cpu")[:, None]
+        order = (state.first[:, None] + torch.arange(slots, device=state.first.device)) % max(
+            slots, 1
+        )  # the oldest first
+        rows = torch.arange(len(order), device=order.device)[:, None]
         k, v = state.k.transpose(1, 2), state.v.transpose(1, 2)
         return AttentionState(*(part[rows, order] for part in (k, v, state.held)))
     if isinstance(state, tuple):

@@ -11,20 +11,24 @@ from exlstm.layers.state import map_state
 from exlstm.layers.step import can_emit, emit, read_state, write_state
 from exlstm.models.backbone import Backbone, BackboneState
 from exlstm.ops.checks import check_shape
-from exlstm.ops.cpu.step import WEIGHTS, Program, Weights, obstacle
+from exlstm.ops.cpu import step as cpu
+from exlstm.ops.program import WEIGHTS, Program, Weights
+from exlstm.ops.triton import launch as triton
+from exlstm.ops.triton.program import DTYPES, TritonProgram
 
 
 class Decoder:
-    """A `Backbone` that takes one step after another, with all that surrounds it, for inference on a CPU.
+    """A `Backbone` that takes one step after another, with all that surrounds it, for inference.
 
         decoder = Decoder(backbone, embedding=embedding, head=head)
         decoder.load(state)                          # what backbone(embedding(prompt)) returned
         logits = decoder.step(tokens)                # int64 [B] to [B, numbers]
 
-    A step is a single call of compiled code, in which every weight is read once. It computes what the backbone
-    computes in evaluation, and its state is the backbone's own, so that the two can take turns at every step.
-    Without a C++ compiler, on a GPU, in bfloat16 or with LSTM or GRU blocks, the backbone itself is called instead,
-    with the weights it has.
+    A step is a single call of compiled code, in which every weight is read once: on a CPU in C++, in float32 or
+    float64; on a GPU that Triton serves one CUDA graph of a few kernels a block, in float32, float16 or bfloat16. It
+    computes what the backbone computes in evaluation, and its state is the backbone's own, so that the two can take
+    turns at every step. Without a C++ compiler or Triton, in other types, or with LSTM or GRU blocks, the backbone
+    itself is called instead.
 
     Weights are read when the decoder is made: after a change of the model make another one. A decoder serves one
     thread at a time.
@@ -34,8 +38,8 @@ class Decoder:
         embedding: from tokens to what the backbone reads; None if `step` is given vectors.
         head: a linear map from what the backbone gives; None if `step` is to return that.
         batch: rows B, each with a state of its own.
-        weights: "full", or how the large matrices are kept: "bfloat16" takes half the time to read, "int8", with one
-            scale for each output, a quarter. Both cost some accuracy.
+        weights: "full", or how the large matrices are kept on a CPU: "bfloat16" takes half the time to read, "int8",
+            with one scale for each output, a quarter. Both cost some accuracy. Elsewhere they stay as they are.
 
     Raises:
         ValueError: an argument is out of range, or the parts do not fit each other.
@@ -54,12 +58,14 @@ class Decoder:
         parameter = next(backbone.parameters())
         self.batch, self.width, self.dtype, self.device = batch, backbone.width, parameter.dtype, parameter.device
         self.tokens = embedding.num_embeddings if embedding is not None else None
-        exact = self.dtype in (torch.float32, torch.float64)
-        compiled = exact and obstacle(self.device) is None and can_emit(backbone)
-        run = _Compiled if compiled else _Module
         # No inference tensors among what later steps write to.
         with torch.inference_mode(False), torch.no_grad():
-            self._run = run(backbone, embedding, head, batch, weights)
+            program = program_for(batch, self.dtype, self.device, weights) if can_emit(backbone) else None
+            self._run = (
+                _Module(backbone, embedding, head, batch)
+                if program is None
+                else _Compiled(program, backbone, embedding, head)
+            )
 
     @torch.no_grad()
     def step(self, x: Tensor, *, mask: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
@@ -79,8 +85,10 @@ class Decoder:
         self._check_input(x, mask, reset)
         if mask is not None:
             x = x.masked_fill(~(mask[:, None] if self.tokens is None else mask), 0)
-        if self.tokens is not None and (int(x.min()) < 0 or int(x.max()) >= self.tokens):
-            raise ValueError(f"tokens must be from 0 to {self.tokens - 1}, as the embedding has them, got {x.tolist()}")
+        if self.tokens is not None:
+            given = x.tolist()  # from a GPU all at once
+            if min(given) < 0 or max(given) >= self.tokens:
+                raise ValueError(f"tokens must be from 0 to {self.tokens - 1}, as the embedding has them, got {given}")
         y = self._run.step(x, mask, reset)
         return y if mask is None else y.masked_fill_(~mask[:, None], 0)
 
@@ -156,13 +164,21 @@ class Decoder:
             raise ValueError(f"head must take width {backbone.width}, got {head.in_features}")
 
 
+def program_for(batch: int, dtype: torch.dtype, device: torch.device, weights: Weights = "full") -> Program | None:
+    """An empty program for steps on `device`; None if there is none that could run there."""
+    if dtype in (torch.float32, torch.float64) and cpu.obstacle(device) is None:
+        return cpu.CPUProgram(batch, dtype, weights=weights)
+    if device.type == "cuda" and dtype in DTYPES and triton.obstacle(device) is None:
+        return TritonProgram(batch, dtype, device=device)
+    return None
+
+
 class _Compiled:
-    """The model as a program in C++."""
+    """The model as a program."""
 
     def __init__(
-        self, backbone: Backbone, embedding: nn.Embedding | None, head: nn.Linear | None, batch: int, weights: Weights
+        self, program: Program, backbone: Backbone, embedding: nn.Embedding | None, head: nn.Linear | None
     ) -> None:
-        program = Program(batch, next(backbone.parameters()).dtype, weights=weights)
         if embedding is None:
             x = self._input = program.register(backbone.width)
         else:
@@ -180,7 +196,7 @@ class _Compiled:
         self._input.copy_(x)
         if reset is not None:
             for part in _leaves(self._state):
-                part[reset] = 0
+                part.masked_fill_(reset.view(-1, *[1] * (part.dim() - 1)), 0)
         self._program.run(mask)
         return self._output.clone()
 
@@ -202,9 +218,7 @@ class _Compiled:
 class _Module:
     """The model itself, called with sequences of one step."""
 
-    def __init__(
-        self, backbone: Backbone, embedding: nn.Embedding | None, head: nn.Linear | None, batch: int, weights: Weights
-    ) -> None:
+    def __init__(self, backbone: Backbone, embedding: nn.Embedding | None, head: nn.Linear | None, batch: int) -> None:
         # Modules of our own, to be in evaluation whatever the model's are in, with the model's weights.
         shared: dict[int, Any] = {id(weight): weight for weight in backbone.parameters()}
         self._backbone, self._embedding, self._head = copy.deepcopy(backbone, shared).eval(), embedding, head

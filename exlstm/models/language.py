@@ -17,7 +17,7 @@ from exlstm.models.generation import GREEDY, Generated, Sampling
 from exlstm.models.losses import linear_cross_entropy
 from exlstm.models.saving import Pretrained
 from exlstm.ops.checks import check_shape
-from exlstm.ops.cpu.step import Weights
+from exlstm.ops.program import Weights
 
 PIECE = 1024
 """Tokens of a prompt that are read at once."""

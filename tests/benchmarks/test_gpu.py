@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -232,3 +234,18 @@ def test_the_page_has_the_times_the_promises_and_what_was_not_measured(results, 
     assert "log-linear attention" in page.partition("## Not measured")[2]
     assert "- decode: 1 not reached in the time given" in page
     assert json.loads((tmp_path / "GPU-x.json").read_text())["card"] == "a card"
+
+
+def test_it_needs_nothing_that_a_bare_machine_has_not():
+    code = (
+        "import sys\n"
+        "class Refused:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'pandas', 'pyarrow', 'rich', 'safetensors', 'jinja2', 'matplotlib'}:\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refused())\n"
+        "from benchmarks import gpu, gpu_checks, gpu_decode, gpu_work\n"
+        "gpu_decode.Decoder(gpu_decode.Backbone('m', 16, 2), batch=1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=gpu.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

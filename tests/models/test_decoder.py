@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ comp
 def engine(request, monkeypatch):
     """The two ways to run: as a program in C++, and, as without a compiler, by the module itself."""
     if request.param == "module":
-        monkeypatch.setattr(module, "obstacle", lambda device: "no C++ compiler found")
+        monkeypatch.setattr(module.cpu, "obstacle", lambda device: "no C++ compiler found")
     return request.param
 
 

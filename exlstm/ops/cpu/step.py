@@ -1,15 +1,11 @@
-"""One step of a whole model in C++: a program of instructions on vectors that lie ready, run by a single call.
-
-A `Program` knows operators, not layers. Its registers are tensors [B, width], views of them included; instructions
-are appended by methods that return the register of the result, and `run` executes them all.
-"""
+"""A step program on a CPU: its instructions are interpreted by a single call of compiled code."""
 
 import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +14,9 @@ from torch.nn.functional import pad
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.mlstm import MLSTMState
+from exlstm.ops.program import WEIGHTS, Activation, Program, Ring, Weights
 from exlstm.ops.slstm import SLSTMState
 
-Weights = Literal["full", "bfloat16", "int8"]
-Activation = Literal["silu", "gelu", "sigmoid"]
-
-WEIGHTS: tuple[Weights, ...] = ("full", "bfloat16", "int8")
 _SOURCE = Path(__file__).with_name("step.cpp")
 # In the order of the enumerations of step.cpp.
 _OPCODES = (
@@ -34,15 +27,6 @@ _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "sigmoid")
 _PER_WORD = {"full": 1, "bfloat16": 2, "int8": 4}
 
 obstacle = functools.partial(obstacle_of, _SOURCE)
-
-
-class Ring(NamedTuple):
-    """The last steps that attention sees, the oldest of row b in slot `first[b]`."""
-
-    k: Tensor  # [B, H, window - 1, D] keys, before rotation
-    v: Tensor  # [B, H, window - 1, D] values
-    held: Tensor  # bool [B, window - 1], False where there is nothing
-    first: Tensor  # int64 [B]
 
 
 class _Operand(ctypes.Structure):
@@ -58,11 +42,8 @@ class _Instruction(ctypes.Structure):
     )
 
 
-class Program:
-    """Instructions for one step of `batch` independent rows, and all the memory that they use.
-
-    Weights are copied. Inputs are written into registers by the caller. States are changed in place by `run`, and are
-    otherwise the caller's to read and write.
+class CPUProgram(Program):
+    """A `Program` in C++. Weights are copied.
 
     Args:
         batch: rows B.
@@ -72,18 +53,14 @@ class Program:
     """
 
     def __init__(self, batch: int, dtype: torch.dtype, *, weights: Weights = "full") -> None:
-        self.batch, self.dtype, self.weights = batch, dtype, weights
+        self.batch, self.dtype, self.state_dtype, self.weights = batch, dtype, dtype, weights
+        self.device = torch.device("cpu")
         self._library = load(_SOURCE, real_of(dtype))
         self._instructions: list[_Instruction] = []
         self._code: Any = None
         self._alive: list[Tensor] = []  # what instructions point to
 
-    def register(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A new register or state [B, *shape], of zeros."""
-        return torch.zeros(self.batch, *shape, dtype=dtype or self.dtype, device="cpu")
-
     def run(self, mask: Tensor | None = None) -> None:
-        """Execute all instructions; rows that `mask` (bool [B]) marks False leave the states as they are."""
         if self._code is None:
             self._code = (_Instruction * len(self._instructions))(*self._instructions)
         mask = None if mask is None else mask.contiguous()
@@ -96,7 +73,6 @@ class Program:
         )
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Rows [B, width] of `table` [numbers, width], chosen by `tokens` (int64 [B]), which must be in range."""
         width = table.shape[1]
         return self._append("embed", (width,), [tokens, self._own(table), y := self.register(width)], y)
 
@@ -111,17 +87,6 @@ class Program:
         stride: int | None = None,
         exact: bool = False,
     ) -> Tensor:
-        """add + bias + W x: x [B, blocks * in] by `weight` [blocks, out, in] or [out, in] to [B, blocks * out].
-
-        Args:
-            x: the register, of which every block maps its own part.
-            weight: the matrices.
-            bias: [blocks, out] or [out].
-            add: a register that the result is added to, laid out as the result.
-            out: where to write; `add` itself will do. None makes a register.
-            stride: elements from one block of the result to the next; None if they lie side by side.
-            exact: keep the weights in full, whatever the program's others are.
-        """
         weight = weight if weight.dim() == 3 else weight[None]
         blocks, outputs, inputs = weight.shape
         kind: Weights = "full" if exact else self.weights
@@ -132,60 +97,49 @@ class Program:
         return self._append("linear", sizes, [x, packed, shift, scale, add, y], y)
 
     def headwise(self, x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
-        """Small blocks by themselves: x [B, blocks * size] by `weight` [blocks, in, out], in = out = size, to `out`."""
         blocks, size, _ = weight.shape
         return self._append("small_blocks", (blocks, size), [x, self._own(weight), out], out)
 
     def norm(self, x: Tensor, weight: Tensor, eps: float, *, heads: int = 1, centred: bool = True) -> Tensor:
-        """Layer norm of each of `heads` parts of x [B, width], or, not `centred`, RMS norm; weight [width]."""
         y = self.register(x.shape[1])
         return self._append("norm", (heads, x.shape[1] // heads, centred), [x, self._own(weight), y], y, eps)
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
-        """The filters `weight` [width, kernel] on the state `past` [B, kernel - 1, width] and x [B, width]."""
         width, kernel = weight.shape
         y = self.register(width)
         return self._append("conv", (width, kernel), [x, self._own(weight.t()), self._own(bias), past, y], y)
 
     def gate(self, kind: Activation, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """activation(x) * other, or the activation alone."""
         y = self.register(x.shape[1])
         return self._append("gate", (x.shape[1], _ACTIVATIONS.index(kind)), [x, other, y], y)
 
     def multiply_add(self, x: Tensor, other: Tensor, weight: Tensor | None = None) -> Tensor:
-        """x + weight * other, or x + other; weight [width]."""
         y = self.register(x.shape[1])
         factor = None if weight is None else self._own(weight)
         return self._append("multiply_add", (x.shape[1],), [x, other, y, factor], y)
 
     def shift(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x + bias, for a weight `bias` [width]."""
         y = self.register(x.shape[1])
         return self._append("multiply_add", (x.shape[1],), [x, self._own(bias), y], y)
 
     def soft_cap(self, x: Tensor, cap: float) -> Tensor:
-        """cap * tanh(x / cap)."""
         y = self.register(x.shape[1])
         return self._append("soft_cap", (x.shape[1],), [x, None, y], y, cap)
 
     def mlstm(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState) -> Tensor:
-        """`exlstm.ops.mlstm`: q, k [B, H * DK], v [B, H * DV], gates [B, H] to [B, H * DV]."""
         return self._memory("mlstm", (q, k, v, i, f), (), state)
 
     def hmlstm(
         self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, state: HMLSTMState
     ) -> Tensor:
-        """`exlstm.ops.hmlstm`, with level weights [B, H * levels]."""
         return self._memory("hmlstm", (q, k, v, i, f), (level,), state)
 
     def slstm(self, gates: Tensor, state: SLSTMState, *, forget_cap: float | None = None) -> Tensor:
-        """Cells from pre-activations [B, H * 4 * D] (in each head i, f, z, o), recurrence included; state.h is it."""
         cap = math.inf if forget_cap is None else forget_cap
         heads, width = state.h.shape[1:]
         return self._append("slstm", (heads, width), [gates, *state], state.h.flatten(1), cap)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, ring: Ring, base: float = 10_000.0) -> Tensor:
-        """Attention of q [B, H * D] to this step and those in the ring, with rotary positions; k, v enter the ring."""
         heads, slots, width = ring.k.shape[1:]
         half = width // 2
         frequency = base ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)

@@ -14,6 +14,7 @@ from torch import Tensor
 FLOAT64 = "float64 runs in torch"
 WIDEST = 512  # columns of a head's keys or values in the matrix memories
 MATRICES = f"{FLOAT64}, and so do heads of more than {WIDEST} columns"
+PROCESSORS = 132  # of an H100: with fewer programs some would have nothing to do
 OLDEST = (8, 0)  # compute capability: bfloat16 on tensor cores
 
 

@@ -1,13 +1,15 @@
 """One step of an mLSTM on a GPU, as text is written: without gradients, the memory read and written once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exlstm.ops.triton.launch import as_bytes, contiguous, launch, padded
+from exlstm.ops.triton.launch import PROCESSORS, as_bytes, contiguous, launch, padded
 
-ROWS, COLUMNS = 64, 64  # of the memory, that a program has in hand at once
+COLUMNS, LEAST_COLUMNS = 64, 16  # of a memory, that a program works on
+ELEMENTS = 4096  # of a memory, that it has in hand at once
 
 
 @torch.library.custom_op("exlstm::mlstm_triton_step", mutates_args=())
@@ -25,20 +27,53 @@ def step(
     sigmoid: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h [B, 1, H, DV] and the memory after it, of sequences of one step; C None is an empty memory."""
-    from exlstm.ops.triton import mlstm_step_kernels as kernels
-
-    batch, _, heads, dk = q.shape
-    dv = v.shape[-1]
     h, C1, n1, m1 = _outputs(q, v)
     q, k, v, i, f, mask, reset, C, n, m = contiguous(q, k, v, i, f, mask, reset, C, n, m)
-    columns = min(COLUMNS, padded(dv))
+    launch_step(
+        (q, k, v, i, f), (C, n, m), h, (C1, n1, m1), mask=as_bytes(mask), reset=as_bytes(reset), sigmoid=sigmoid
+    )
+    return h, C1, n1, m1
+
+
+def launch_step(
+    inputs: Sequence[Tensor],
+    before: Sequence[Tensor | None],
+    h: Tensor,
+    after: Sequence[Tensor],
+    *,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
+    sigmoid: bool = False,
+) -> None:
+    """Write h [B, H, DV] and the memory `after` from q, k, v, i, f [B, ...], each row of which is contiguous.
+
+    The C before may be that after; n and m may not. A mask and a reset are uint8 [B].
+    """
+    from exlstm.ops.triton import mlstm_step_kernels as kernels
+
+    batch, heads, dk, dv = after[0].shape
+    block, columns = memory_tile(batch * heads, dk, dv)
+    names = ("q", "k", "v", "i", "f")
     launch(
         kernels.step_kernel, (-(-dv // columns), batch * heads), warps=4, stages=2,
-        q_ptr=q, k_ptr=k, v_ptr=v, i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), reset_ptr=as_bytes(reset),
-        C_ptr=C, n_ptr=n, m_ptr=m, h_ptr=h, C1_ptr=C1, n1_ptr=n1, m1_ptr=m1,
-        H=heads, scale=dk**-0.5, DK=dk, DV=dv, BK=min(ROWS, padded(dk)), BV=columns, SIGMOID=sigmoid,
+        **{f"{name}_ptr": x for name, x in zip(names, inputs, strict=True)},
+        **{f"{name}_row": x.stride(0) for name, x in zip(names, inputs, strict=True)},
+        **{f"{name}_ptr": x for name, x in zip(("C", "n", "m"), before, strict=True)},
+        **{f"{name}1_ptr": x for name, x in zip(("C", "n", "m"), after, strict=True)},
+        mask_ptr=mask, reset_ptr=reset, h_ptr=h,
+        H=heads, scale=dk**-0.5, DK=dk, DV=dv, BK=block, BV=columns, SIGMOID=sigmoid,
     )  # fmt: skip
-    return h, C1, n1, m1
+
+
+def memory_tile(rows: int, dk: int, dv: int) -> tuple[int, int]:
+    """Rows and columns of the memories [DK, DV] of `rows` heads that a program has in hand at once.
+
+    A program reads all rows of its columns; fewer columns keep more processors busy where there are few heads.
+    """
+    columns = min(COLUMNS, padded(dv))
+    while columns > LEAST_COLUMNS and rows * -(-dv // columns) < PROCESSORS:
+        columns //= 2
+    return min(ELEMENTS // columns, padded(dk)), columns
 
 
 @step.register_fake

@@ -9,14 +9,19 @@ from exlstm.ops.triton.common_kernels import denominator, log_sigmoid
 @triton.jit
 def step_kernel(
     q_ptr, k_ptr, v_ptr, i_ptr, f_ptr, mask_ptr, reset_ptr, C_ptr, n_ptr, m_ptr, h_ptr, C1_ptr, n1_ptr, m1_ptr,
-    H, scale, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, SIGMOID: tl.constexpr,
+    q_row, k_row, v_row, i_row, f_row, H, scale, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
-    """BV columns of the memory of one head: q, k [B, H, DK], v [B, H, DV], gates [B, H]; C_ptr None: it is empty."""
+    """BV columns of the memory of one head: q, k [B, H, DK], v [B, H, DV], gates [B, H]; C_ptr None: it is empty.
+
+    C1_ptr may be C_ptr; not so n1_ptr and m1_ptr, for other programs of the head still read what is there.
+    """
     tile, row = tl.program_id(0), tl.program_id(1)
-    b = row // H
+    b, head = row // H, row % H
     e = tile * BV + tl.arange(0, BV)
     in_e = e < DV
-    i, log_f = tl.load(i_ptr + row).to(tl.float32), log_sigmoid(tl.load(f_ptr + row).to(tl.float32))
+    i = tl.load(i_ptr + b * i_row + head).to(tl.float32)
+    log_f = log_sigmoid(tl.load(f_ptr + b * f_row + head).to(tl.float32))
     m = 0.0
     if C_ptr is not None:
         m = tl.load(m_ptr + row)
@@ -35,14 +40,14 @@ def step_kernel(
         absent = tl.load(mask_ptr + b) == 0
         keep, write, m_new = tl.where(absent, 1.0, keep), tl.where(absent, 0.0, write), tl.where(absent, m, m_new)
         present = tl.where(absent, 0.0, 1.0)
-    v = tl.load(v_ptr + row * DV + e, mask=in_e, other=0.0).to(tl.float32) * write
+    v = tl.load(v_ptr + b * v_row + head * DV + e, mask=in_e, other=0.0).to(tl.float32) * write
     h = tl.zeros((BV,), tl.float32)
     d = 0.0
     for x0 in range(0, DK, BK):
         x = x0 + tl.arange(0, BK)
         in_x = x < DK
-        q = tl.load(q_ptr + row * DK + x, mask=in_x, other=0.0).to(tl.float32) * scale
-        k = tl.load(k_ptr + row * DK + x, mask=in_x, other=0.0).to(tl.float32)
+        q = tl.load(q_ptr + b * q_row + head * DK + x, mask=in_x, other=0.0).to(tl.float32) * scale
+        k = tl.load(k_ptr + b * k_row + head * DK + x, mask=in_x, other=0.0).to(tl.float32)
         at = row.to(tl.int64) * DK * DV + x[:, None] * DV + e[None, :]
         inside = in_x[:, None] & in_e[None, :]
         C, n = k[:, None] * v[None, :], k * write

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from exlstm.ops.triton.launch import padded
+from exlstm.ops.triton.launch import PROCESSORS, padded
 
 LONGEST = 256  # steps of a chunk
-PROCESSORS = 132  # of an H100: with fewer programs some would have nothing to do
 
 
 class Tile(NamedTuple):

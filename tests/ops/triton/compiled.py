@@ -20,9 +20,12 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from exlstm.layers.step import emit
+from exlstm.models import Backbone
 from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
 from exlstm.ops.triton import hmlstm, mlstm, slstm
 from exlstm.ops.triton.launch import Launch, recorded
+from exlstm.ops.triton.program import TritonProgram
 from tests.ops.cases import leaves
 
 TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
@@ -71,8 +74,24 @@ def marks(batch: int, time: int) -> dict[str, Tensor]:
     return {name: torch.ones(batch, time, dtype=torch.bool) for name in ("mask", "reset")}
 
 
+def launches_of_programs() -> Iterator[Launch]:
+    """All launches of steps of small models of all kinds, of one row and of several."""
+    for dtype, style, batch in itertools.product(DTYPES, ("large", "paper"), (1, 2)):
+        model = Backbone("msh", 512, 2, style=style, levels=14).to(dtype)
+        program = TritonProgram(batch, dtype, device=torch.device("cpu"))
+        x = program.register(512)
+        for layer in (*model.blocks, model.norm):
+            x, _ = emit(layer, program, x)
+        with recorded() as launches:
+            program.run()
+        yield from launches
+
+
 def launches_of(operator: str) -> Iterator[Launch]:
     """All launches of a forward and a backward of these calls."""
+    if operator == "program":
+        yield from launches_of_programs()
+        return
     for function, inputs, state, options in calls(operator):
         inputs = tuple(x.requires_grad_() for x in inputs)
         with recorded() as launches:

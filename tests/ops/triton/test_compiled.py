@@ -19,9 +19,11 @@ SPILLED = 1280  # bytes a thread block spills at most: those of the widest heads
         ("mlstm", "cuda"),
         ("hmlstm", "cuda"),
         ("slstm", "cuda"),
+        ("program", "cuda"),
         pytest.param("mlstm", "hip", marks=pytest.mark.slow),
         pytest.param("hmlstm", "hip", marks=pytest.mark.slow),
         pytest.param("slstm", "hip", marks=pytest.mark.slow),
+        pytest.param("program", "hip", marks=pytest.mark.slow),
     ],
 )
 def test_every_configuration_compiles_and_fits(operator, target):
