@@ -3,6 +3,7 @@
 from exlstm.ops.backends import register
 from exlstm.ops.chunkwise import hmlstm as _chunkwise_hmlstm
 from exlstm.ops.chunkwise import mlstm as _chunkwise_mlstm
+from exlstm.ops.chunkwise import mlstm_state as _chunkwise_mlstm_state
 from exlstm.ops.chunkwise import slstm as _chunkwise_slstm
 from exlstm.ops.cpu import gated_norm as _cpu_gated_norm
 from exlstm.ops.cpu import hmlstm as _cpu_hmlstm
@@ -11,7 +12,7 @@ from exlstm.ops.cpu import qkv as _cpu_qkv
 from exlstm.ops.cpu import slstm as _cpu_slstm
 from exlstm.ops.gated_norm import gated_norm
 from exlstm.ops.hmlstm import HMLSTMState, hmlstm
-from exlstm.ops.mlstm import MLSTMState, mlstm
+from exlstm.ops.mlstm import MLSTMState, mlstm, mlstm_state
 from exlstm.ops.qkv import QKVGates, qkv_gates
 from exlstm.ops.reference import gated_norm as _reference_gated_norm
 from exlstm.ops.reference import hmlstm as _reference_hmlstm
@@ -22,12 +23,16 @@ from exlstm.ops.slstm import SLSTMState, slstm
 from exlstm.ops.triton import hmlstm as _triton_hmlstm
 from exlstm.ops.triton import launch as _triton
 from exlstm.ops.triton import mlstm as _triton_mlstm
+from exlstm.ops.triton import mlstm_state as _triton_mlstm_state
 from exlstm.ops.triton import slstm as _triton_slstm
 
 register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
 register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle, remark=_triton.MATRICES)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
 register("mlstm", "reference", _reference_mlstm.mlstm)
+register("mlstm_state", "triton", _triton_mlstm_state.mlstm_state, _triton.obstacle, remark=_triton.MATRICES)
+register("mlstm_state", "torch", _chunkwise_mlstm_state.mlstm_state)
+register("mlstm_state", "reference", _reference_mlstm.mlstm_state)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
 # After torch until it has run on a GPU: so far it is known from the interpreter and the compiler.
@@ -52,6 +57,7 @@ __all__ = [
     "gated_norm",
     "hmlstm",
     "mlstm",
+    "mlstm_state",
     "qkv_gates",
     "slstm",
 ]

@@ -26,7 +26,7 @@ class Implementation(NamedTuple):
     remark: str
 
 
-_OPERATORS = ("mlstm", "hmlstm", "slstm", "qkv_gates", "gated_norm")
+_OPERATORS = ("mlstm", "mlstm_state", "hmlstm", "slstm", "qkv_gates", "gated_norm")
 _IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {operator: {} for operator in _OPERATORS}
 _STAND_IN = "stand-in"
 _stand_ins: ContextVar[Mapping[str, Callable[..., Any]]] = ContextVar("stand_ins", default=MappingProxyType({}))

@@ -1,5 +1,7 @@
 """mLSTM, one step after another."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -34,6 +36,11 @@ def mlstm(
         outputs.append(h)
         state = after
     return torch.stack(outputs, dim=1).to(v.dtype), state
+
+
+def mlstm_state(k: Tensor, v: Tensor, i: Tensor, f: Tensor, state: MLSTMState | None, **options: Any) -> MLSTMState:
+    """`exlstm.ops.mlstm_state`: the memory after reads by any queries."""
+    return mlstm(torch.zeros_like(k), k, v, i, f, state, **options)[1]
 
 
 def step(

@@ -14,11 +14,9 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
 from exlstm.ops.reference import mlstm as reference
-from exlstm.ops.triton.launch import WIDEST, as_bytes, contiguous, launch, padded, precision
+from exlstm.ops.triton.launch import WIDEST, as_bytes, contiguous, launch, padded
+from exlstm.ops.triton.mlstm_call import Call
 from exlstm.ops.triton.mlstm_step import step
-from exlstm.ops.triton.mlstm_tiles import tiles_of
-
-GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
 
 
 def mlstm(
@@ -77,32 +75,11 @@ def _forward(
     from exlstm.ops.triton import mlstm_kernels as kernels
 
     q, k, v, i, f, mask, reset, C0, n0, m0 = contiguous(q, k, v, i, f, mask, reset, C0, n0, m0)
-    call = _Call(q, v, chunk_size, sigmoid)
+    call = Call(q, v, chunk_size, sigmoid)
     h, C1, n1, m1, steps, kept, document, C, n = call.outputs(v, reset)
     a, F, M, u, w, d = steps
-    reach, m = torch.empty_like(kept), m1.new_zeros(call.rows, call.chunks + 1)
     documents = None if reset is None else document
-    gates_of: dict[str, Any] = {
-        "document_ptr": documents,
-        "mask_ptr": as_bytes(mask),
-        "kept_ptr": kept,
-        "SIGMOID": sigmoid,
-        **call.sizes,
-    }
-    launch(
-        kernels.gates_kernel, call.over_chunks, warps=4, stages=1,
-        i_ptr=i, f_ptr=f, reset_ptr=as_bytes(reset), a_ptr=a, F_ptr=F, top_ptr=M, reach_ptr=reach, **gates_of,
-    )  # fmt: skip
-    if not sigmoid:
-        launch(
-            kernels.stabilisers_kernel, (call.rows,), warps=4, stages=1,
-            kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, N=call.chunks,
-            BLOCK=min(GATE_BLOCK, padded(call.chunks)),
-        )  # fmt: skip
-    launch(
-        kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
-        a_ptr=a, F_ptr=F, top_ptr=M, m_ptr=m, M_ptr=M, u_ptr=u, w_ptr=w, **gates_of,
-    )  # fmt: skip
+    m = call.gates(i, f, mask, reset, m0, steps, kept, documents)
     kw, nw = torch.empty_like(k), torch.empty_like(n)
     call.weight(k, kw, w, nw, w)
     call.carry(kw, v, nw, kept, C0, n0, C, n, C1, n1, reverse=False)
@@ -125,7 +102,7 @@ def _forward(
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     *_, chunk_size, sigmoid = rest
-    return _Call(q, v, chunk_size, sigmoid).outputs(v, rest[3])
+    return Call(q, v, chunk_size, sigmoid).outputs(v, rest[3])
 
 
 @torch.library.custom_op("exlstm::mlstm_triton_backward", mutates_args=())
@@ -160,7 +137,7 @@ def _backward(
     dq, dk, dv, di, df, *initial = gradients
     dC0, dn0, dm0 = initial or (None, None, None)
     q, k, v, i, f, mask, dh, dC1, dn1 = contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
-    call = _Call(q, v, chunk_size, sigmoid)
+    call = Call(q, v, chunk_size, sigmoid)
     a, F, M, u, w, d = steps
     r, dd, ur, ud, qdq, kdk = torch.empty_like(steps)
     common = {**call.sizes, **call.products}
@@ -293,83 +270,6 @@ def through_final_m(
     if mask is not None:
         to_f = to_f.masked_fill(~mask[..., None], 0.0)
     return to_i, to_f, torch.where(from_m0 & ~of_step, dm, 0.0)
-
-
-class _Call:
-    """The sizes of a call and what its launches have in common."""
-
-    def __init__(self, q: Tensor, v: Tensor, chunk_size: int, sigmoid: bool) -> None:
-        self.batch, time, self.heads, self.dk = q.shape
-        self.dv, self.scale, self.normalised = v.shape[-1], q.shape[-1] ** -0.5, not sigmoid
-        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, self.batch * self.heads, chunk_size)
-        self.rows, self.chunks = self.batch * self.heads, -(-time // self.tiles.chunk)
-        self.over_chunks = (self.chunks, self.rows)
-        self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
-        self.products: dict[str, Any] = {
-            "DK": self.dk, "DV": self.dv, "NORMALISED": self.normalised, "PRECISION": precision(q.dtype)
-        }  # fmt: skip
-
-    def blocks(self, size: int) -> int:
-        """How many blocks of `size` steps make a chunk."""
-        return self.tiles.chunk // size
-
-    def pairs(self, q: Tensor) -> Tensor:
-        """Room for a number of each two steps of a chunk."""
-        return q.new_empty(self.rows, self.chunks, self.tiles.chunk, self.tiles.chunk)
-
-    def weight(self, x: Tensor, weighted: Tensor, by: Tensor, total: Tensor, total_by: Tensor) -> None:
-        """Rows of a sequence times their weights, and their sums over chunks by other weights."""
-        from exlstm.ops.triton import mlstm_kernels as kernels
-
-        launch(
-            kernels.weighted_kernel, self.over_chunks, warps=8, stages=1,
-            x_ptr=x, by_ptr=by, sum_by_ptr=total_by, out_ptr=weighted, sum_ptr=total,
-            D=self.dk, BD=min(64, padded(self.dk)), SUM=self.normalised, **self.sizes,
-        )  # fmt: skip
-
-    def carry(
-        self,
-        kw: Tensor,
-        v: Tensor,
-        nw: Tensor,
-        kept: Tensor,
-        C0: Tensor | None,
-        n0: Tensor | None,
-        C: Tensor,
-        n: Tensor,
-        C1: Tensor | None,
-        n1: Tensor | None,
-        *,
-        reverse: bool,
-    ) -> None:
-        """A memory from chunk to chunk: C0, n0 before all of them, C, n before each and C1, n1 after all."""
-        from exlstm.ops.triton import mlstm_kernels as kernels
-
-        tile = self.tiles.states
-        launch(
-            kernels.states_kernel, (-(-self.dk // tile.rows) * tile.across(self.dv), self.rows), **tile.compiled,
-            kw_ptr=kw, v_ptr=v, nw_ptr=nw, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
-            BL=tile.inner, BK=tile.rows, BV=tile.columns, REVERSE=reverse, **self.sizes, **self.products,
-        )  # fmt: skip
-
-    def outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:
-        """Room for the results of the forward op."""
-        real, steps = torch.float32, self.chunks * self.tiles.chunk
-        # Sums over all steps: float16 could not hold them.
-        memory = torch.bfloat16 if v.dtype == torch.bfloat16 else real
-        n_starts = (self.rows, self.chunks, self.dk) if self.normalised else (0,)
-        n1 = (v.new_empty if self.normalised else v.new_zeros)(self.batch, self.heads, self.dk, dtype=real)
-        return (
-            v.new_empty(v.shape),
-            v.new_empty(self.batch, self.heads, self.dk, self.dv, dtype=real),
-            n1,
-            v.new_empty(self.batch, self.heads, dtype=real),
-            v.new_empty(6, self.rows, steps, dtype=real),
-            v.new_empty(self.rows, self.chunks, dtype=real),
-            v.new_empty((0,) if reset is None else (self.batch, steps), dtype=torch.int32),
-            v.new_empty(self.rows, self.chunks, self.dk, self.dv, dtype=memory),
-            v.new_empty(n_starts, dtype=real),
-        )
 
 
 def _differentiated(*tensors: Tensor) -> bool:

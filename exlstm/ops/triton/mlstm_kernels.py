@@ -176,6 +176,7 @@ def states_kernel(
 
     It takes the steps' products kw_t v_t^T, and nw of every chunk. In REVERSE it goes from the last chunk to the first,
     as gradients do: what comes in is that of the memory after the last chunk, what goes to C_ptr that after a chunk.
+    Without C_ptr and n_ptr only the memory after all chunks is written.
     """
     tile, row = tl.program_id(0), tl.program_id(1)
     tiles: tl.constexpr = (DV + BV - 1) // BV
@@ -200,11 +201,13 @@ def states_kernel(
             block = N * parts - 1 - part
         if part % parts == 0:
             chunk = row.to(tl.int64) * N + block // parts
-            tl.store(C_ptr + chunk * DK * DV + of_tile, C.to(C_ptr.dtype.element_ty), mask=inside)
+            if C_ptr is not None:
+                tl.store(C_ptr + chunk * DK * DV + of_tile, C.to(C_ptr.dtype.element_ty), mask=inside)
             kept = tl.load(kept_ptr + chunk)
             C *= kept
             if first:
-                tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
+                if n_ptr is not None:
+                    tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
                 n = n * kept + tl.load(nw_ptr + chunk * DK + d, mask=in_d, other=0.0)
         t = block * BL + tl.arange(0, BL)
         kw = tl.load(rows_of(kw_ptr, b, t, head, T, H, DK, d), mask=(t < T)[:, None] & in_d[None, :], other=0.0)

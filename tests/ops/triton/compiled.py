@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from exlstm.layers.step import emit
 from exlstm.models import Backbone
 from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
-from exlstm.ops.triton import hmlstm, mlstm, slstm
+from exlstm.ops.triton import hmlstm, mlstm, mlstm_state, slstm
 from exlstm.ops.triton.launch import Launch, recorded
 from exlstm.ops.triton.program import TritonProgram
 from tests.ops.cases import leaves
@@ -64,6 +64,7 @@ def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...
         if operator == "mlstm":
             state = MLSTMState(*(torch.empty(batch, 2, *of_head) for of_head in ((dk, dv), (dk,), ())))
             yield mlstm.mlstm, (q, q.clone(), v, gate, gate.clone()), state, marks(batch, time)
+            yield mlstm_state.mlstm_state, (q.clone(), v, gate, gate.clone()), state, marks(batch, time)
         else:
             level = torch.empty(batch, time, 2, 14, dtype=dtype)
             state = HMLSTMState.empty(batch, 2, 14, dk, dv, dtype=torch.float32, device=q.device)

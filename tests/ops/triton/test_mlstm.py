@@ -6,12 +6,16 @@ sums, up to ten times as large as it is: 1e-4. bfloat16 and float16: operands ar
 times in a row in a gradient: 3e-2 and 4e-3.
 """
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from exlstm.ops import mlstm
+from exlstm.ops import mlstm, mlstm_state
 from exlstm.ops.triton.mlstm import through_final_m
-from tests.ops.cases import draw, leaves
+from tests.ops.cases import Case, draw, leaves
+from tests.ops.test_mlstm_state import state_and_gradients
 from tests.ops.triton.agreement import assert_close, bits, compared, needs_a_gpu, on
 
 SINGLE = 1e-4
@@ -66,6 +70,20 @@ def test_tiles_of_part_of_the_columns_give_the_same(device, columns, monkeypatch
     monkeypatch.setattr("tests.ops.cases.DK", 40)
     monkeypatch.setattr("tests.ops.cases.DV", 33)
     assert_close(*compared(draw("mlstm", 40), device, torch.float32), SINGLE)
+
+
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+def test_the_memory_alone_equals_that_of_the_reference(device, input_gate, state, steps):
+    case = draw("mlstm", 70, state=state, steps=steps)  # two chunks
+
+    def found(case: Case, **options: Any) -> list[Tensor]:
+        return [x.double().cpu() for of in state_and_gradients(case, mlstm_state, **options) for x in of]
+
+    low = on(case, device, torch.float32)
+    exact = found(on(low, torch.device("cpu"), torch.float64), backend="reference", input_gate=input_gate)
+    assert_close(found(low, backend="triton", input_gate=input_gate), exact, SINGLE)
 
 
 @pytest.mark.parametrize("scale", [30.0, 100.0])

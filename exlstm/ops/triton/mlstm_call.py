@@ -1,0 +1,136 @@
+"""What the kernels of the chunkwise mLSTM share: the sizes of a call, its gates, and its memories."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exlstm.ops.triton.launch import as_bytes, launch, padded, precision
+from exlstm.ops.triton.mlstm_tiles import tiles_of
+
+GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
+
+
+class Call:
+    """The sizes of a call and what its launches have in common."""
+
+    def __init__(self, q: Tensor, v: Tensor, chunk_size: int, sigmoid: bool) -> None:
+        self.batch, time, self.heads, self.dk = q.shape
+        self.dv, self.scale, self.normalised = v.shape[-1], q.shape[-1] ** -0.5, not sigmoid
+        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, self.batch * self.heads, chunk_size)
+        self.rows, self.chunks = self.batch * self.heads, -(-time // self.tiles.chunk)
+        self.over_chunks = (self.chunks, self.rows)
+        self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
+        self.products: dict[str, Any] = {
+            "DK": self.dk, "DV": self.dv, "NORMALISED": self.normalised, "PRECISION": precision(q.dtype)
+        }  # fmt: skip
+
+    def gates(
+        self,
+        i: Tensor,
+        f: Tensor,
+        mask: Tensor | None,
+        reset: Tensor | None,
+        m0: Tensor | None,
+        steps: Tensor,
+        kept: Tensor,
+        document: Tensor | None,
+    ) -> Tensor:
+        """Write a, F, M, u, w of all steps, how much of a memory each chunk keeps, and, with resets, the documents.
+
+        Returns the stabilisers [B H, chunks + 1] at the chunks' starts, and after the last.
+        """
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        a, F, M, u, w, _ = steps
+        reach, m = torch.empty_like(kept), kept.new_zeros(self.rows, self.chunks + 1)
+        common: dict[str, Any] = {
+            "document_ptr": document, "mask_ptr": as_bytes(mask), "kept_ptr": kept, "SIGMOID": not self.normalised,
+            **self.sizes,
+        }  # fmt: skip
+        launch(
+            kernels.gates_kernel, self.over_chunks, warps=4, stages=1,
+            i_ptr=i, f_ptr=f, reset_ptr=as_bytes(reset), a_ptr=a, F_ptr=F, top_ptr=M, reach_ptr=reach, **common,
+        )  # fmt: skip
+        if self.normalised:
+            launch(
+                kernels.stabilisers_kernel, (self.rows,), warps=4, stages=1,
+                kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, N=self.chunks,
+                BLOCK=min(GATE_BLOCK, padded(self.chunks)),
+            )  # fmt: skip
+        launch(
+            kernels.weights_kernel, self.over_chunks, warps=4, stages=1,
+            a_ptr=a, F_ptr=F, top_ptr=M, m_ptr=m, M_ptr=M, u_ptr=u, w_ptr=w, **common,
+        )  # fmt: skip
+        return m
+
+    def blocks(self, size: int) -> int:
+        """How many blocks of `size` steps make a chunk."""
+        return self.tiles.chunk // size
+
+    def pairs(self, q: Tensor) -> Tensor:
+        """Room for a number of each two steps of a chunk."""
+        return q.new_empty(self.rows, self.chunks, self.tiles.chunk, self.tiles.chunk)
+
+    def weight(self, x: Tensor, weighted: Tensor, by: Tensor, total: Tensor, total_by: Tensor) -> None:
+        """Rows of a sequence times their weights, and their sums over chunks by other weights."""
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        launch(
+            kernels.weighted_kernel, self.over_chunks, warps=8, stages=1,
+            x_ptr=x, by_ptr=by, sum_by_ptr=total_by, out_ptr=weighted, sum_ptr=total,
+            D=self.dk, BD=min(64, padded(self.dk)), SUM=self.normalised, **self.sizes,
+        )  # fmt: skip
+
+    def carry(
+        self,
+        kw: Tensor,
+        v: Tensor,
+        nw: Tensor,
+        kept: Tensor,
+        C0: Tensor | None,
+        n0: Tensor | None,
+        C: Tensor | None,
+        n: Tensor | None,
+        C1: Tensor | None,
+        n1: Tensor | None,
+        *,
+        reverse: bool,
+    ) -> None:
+        """A memory from chunk to chunk: C0, n0 before all, C, n before each, or None, and C1, n1 after all."""
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        tile = self.tiles.states
+        launch(
+            kernels.states_kernel, (-(-self.dk // tile.rows) * tile.across(self.dv), self.rows), **tile.compiled,
+            kw_ptr=kw, v_ptr=v, nw_ptr=nw, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
+            BL=tile.inner, BK=tile.rows, BV=tile.columns, REVERSE=reverse, **self.sizes, **self.products,
+        )  # fmt: skip
+
+    def gate_outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Room for what `gates` writes; a sixth number of all steps is for d."""
+        real, steps = torch.float32, self.chunks * self.tiles.chunk
+        return (
+            v.new_empty(6, self.rows, steps, dtype=real),
+            v.new_empty(self.rows, self.chunks, dtype=real),
+            v.new_empty((0,) if reset is None else (self.batch, steps), dtype=torch.int32),
+        )
+
+    def memory(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Room for C, n and m after all steps."""
+        shape, real = (self.batch, self.heads), torch.float32
+        n = (v.new_empty if self.normalised else v.new_zeros)(*shape, self.dk, dtype=real)
+        return v.new_empty(*shape, self.dk, self.dv, dtype=real), n, v.new_empty(shape, dtype=real)
+
+    def outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:
+        """Room for the results of the forward op."""
+        # Sums over all steps: float16 could not hold them.
+        memory = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
+        n_starts = (self.rows, self.chunks, self.dk) if self.normalised else (0,)
+        return (
+            v.new_empty(v.shape),
+            *self.memory(v),
+            *self.gate_outputs(v, reset),
+            v.new_empty(self.rows, self.chunks, self.dk, self.dv, dtype=memory),
+            v.new_empty(n_starts, dtype=torch.float32),
+        )
