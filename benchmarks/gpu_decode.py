@@ -4,7 +4,7 @@ A step must read every weight once, and read and write the memories; so its byte
 at which the card copies, say how much is wasted.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,20 @@ from exlstm.models.decoder import Decoder
 
 COPIED = 2**31  # bytes
 SIZE = 8192
-WIDTH, BLOCKS, HEADS, VOCABULARY = 2048, 22, 4, 50304  # 1.32 B weights, in the style of xLSTM-7B
 STEPS = 8  # that are compared with the backbone's
+TOKENS = 16  # of the prompt
+
+
+class Sizes(NamedTuple):
+    """Of a language model; these are 1.32 B weights, in the style of xLSTM-7B."""
+
+    width: int = 2048
+    blocks: int = 22
+    heads: int = 4
+    vocabulary: int = 50304
+
+
+LARGE = Sizes()
 
 
 def rates(what: str, *, clock: Clock = event_clock) -> dict[str, Any]:
@@ -32,17 +44,19 @@ def rates(what: str, *, clock: Clock = event_clock) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def decode(batch: int, rate: float, *, blocks: int = BLOCKS, clock: Clock = event_clock) -> dict[str, Any]:
+def decode(
+    batch: int, rate: float, *, sizes: Sizes = LARGE, device: str = "cuda", clock: Clock = event_clock
+) -> dict[str, Any]:
     """A step of a language model in bfloat16 by `Decoder`, and the choice of the likeliest token.
 
     `rate` is that of `rates("copy")`, of which the share is one.
     """
-    model = _model(blocks)
+    model = _model(sizes, device)
     decoder = Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch)
-    prompt = torch.randint(VOCABULARY, (batch, 16), device="cuda")
-    _, begun = model.backbone(model.embedding(prompt))
+    prompt = torch.randint(sizes.vocabulary, (batch, TOKENS + 1), device=device)
+    _, begun = model.backbone(model.embedding(prompt[:, :-1]))
     decoder.load(begun)
-    tokens = [torch.randint(VOCABULARY, (batch,), device="cuda")]
+    tokens = [prompt[:, -1]]
     while len(tokens) <= STEPS:
         logits = decoder.step(tokens[-1])
         tokens.append(logits.argmax(-1))
@@ -72,18 +86,18 @@ def decode(batch: int, rate: float, *, blocks: int = BLOCKS, clock: Clock = even
 class _Model(nn.Module):
     """What a language model computes; ours would need packages that a bare machine has not."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
-        self.backbone = Backbone(f"(m)x{blocks}", WIDTH, HEADS, style="large")
-        self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.backbone = Backbone(f"(m)x{sizes.blocks}", sizes.width, sizes.heads, style="large")
+        self.head = nn.Linear(sizes.width, sizes.vocabulary, bias=False)
 
 
-def _model(blocks: int) -> _Model:
-    """Random weights, drawn on the GPU: initialising 1.3 B of them elsewhere takes half a minute."""
+def _model(sizes: Sizes, device: str) -> _Model:
+    """Random weights, drawn on the device: initialising 1.3 B of them elsewhere takes half a minute."""
     with torch.device("meta"):
-        model = _Model(blocks).to(torch.bfloat16)
-    model = model.to_empty(device="cuda").eval()
+        model = _Model(sizes).to(torch.bfloat16)
+    model = model.to_empty(device=device).eval()
     torch.manual_seed(20260101)
     for name, parameter in model.named_parameters():
         if name.endswith("forget_gate.bias"):

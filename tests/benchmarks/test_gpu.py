@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, gpu_report, gpu_work, gpu_workers
+from benchmarks import gpu, gpu_checks, gpu_decode, gpu_report, gpu_work, gpu_workers
 from benchmarks.gpu_report import Results
 from benchmarks.gpu_workers import Task
 from exlstm.ops import mlstm
@@ -234,6 +234,17 @@ def test_the_page_has_the_times_the_promises_and_what_was_not_measured(results, 
     assert "log-linear attention" in page.partition("## Not measured")[2]
     assert "- decode: 1 not reached in the time given" in page
     assert json.loads((tmp_path / "GPU-x.json").read_text())["card"] == "a card"
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_decode_step_is_compared_and_its_bytes_are_counted(batch):
+    sizes = gpu_decode.Sizes(width=64, blocks=2, heads=2, vocabulary=50)
+    found = gpu_decode.decode(batch, 1e9, sizes=sizes, device="cpu", clock=gpu_work.host_clock)
+    assert found["passed"]
+    memories = 2 * batch * 2 * (16 * 32 + 16 + 1) * 4  # blocks, rows, heads; C, n, m in float32
+    assert found["state_bytes"] == memories
+    assert found["bytes"] == 2 * (found["parameters"] - 50 * 64) + 2 * memories
+    assert found["share"] == pytest.approx(found["bytes"] / found["seconds"] / 1e9)
 
 
 def test_it_needs_nothing_that_a_bare_machine_has_not():

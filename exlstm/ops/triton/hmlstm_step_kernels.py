@@ -80,6 +80,7 @@ def step_kernel(
                     C += of_slot(merge, slot, s) * C_s
                     n += of_slot(merge, slot, s) * n_s
                     if s < target:
+                        tl.debug_barrier()  # other threads may have loaded what this one is to overwrite
                         tl.store(C_ptr + inner, tl.zeros((BK, BV), tl.float32), mask=changes)
             if tile == 0:
                 after = tl.where(s < target, 0.0, n_s)

@@ -195,20 +195,25 @@ def states_kernel(
     if n0_ptr is not None:
         n += tl.load(n0_ptr + row * DK + d, mask=in_d, other=0.0)
     parts: tl.constexpr = L // BL
+    chunk, onwards = row.to(tl.int64) * N, 1
+    if REVERSE:
+        chunk, onwards = chunk + N - 1, -1
+    kept = tl.load(kept_ptr + chunk)
     for part in range(N * parts):  # one loop over blocks of steps, so that loads run ahead from chunk to chunk
         block = part
         if REVERSE:
             block = N * parts - 1 - part
         if part % parts == 0:
-            chunk = row.to(tl.int64) * N + block // parts
             if C_ptr is not None:
                 tl.store(C_ptr + chunk * DK * DV + of_tile, C.to(C_ptr.dtype.element_ty), mask=inside)
-            kept = tl.load(kept_ptr + chunk)
             C *= kept
             if first:
                 if n_ptr is not None:
                     tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
                 n = n * kept + tl.load(nw_ptr + chunk * DK + d, mask=in_d, other=0.0)
+            chunk += onwards
+            # A chunk ahead, so that nothing waits for it.
+            kept = tl.load(kept_ptr + chunk, mask=part + parts < N * parts, other=0.0)
         t = block * BL + tl.arange(0, BL)
         kw = tl.load(rows_of(kw_ptr, b, t, head, T, H, DK, d), mask=(t < T)[:, None] & in_d[None, :], other=0.0)
         v = tl.load(rows_of(v_ptr, b, t, head, T, H, DV, e), mask=(t < T)[:, None] & in_e[None, :], other=0.0)

@@ -96,7 +96,8 @@ class TritonProgram(Program):
         return self._append(Vector(x, y, weight=_own(weight), eps=eps, heads=heads, centred=centred))
 
     def conv(self, x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
-        return self._append(Conv(x, _own(weight), _own(bias), past, self.register(x.shape[1])))
+        (after,) = self._copied_after(past)
+        return self._append(Conv(x, _own(weight), _own(bias), past, after, self.register(x.shape[1])))
 
     def gate(self, kind: Activation, x: Tensor, other: Tensor | None = None) -> Tensor:
         return self._append(Vector(other, self.register(x.shape[1]), gate=x, kind=kind))

@@ -111,7 +111,8 @@ def mapped(
         entry = matrix_ptr + row.to(tl.int64)[:, None] * inputs + at[None, :]
         matrix = tl.load(entry, mask=both, other=0.0).to(tl.float32)  # first, for it comes from farther than x
         if GLU is not None:
-            second = tl.load(entry + outputs.to(tl.int64) * inputs, mask=both, other=0.0).to(tl.float32)
+            entry = matrix_ptr + (row.to(tl.int64) + outputs)[:, None] * inputs + at[None, :]
+            second = tl.load(entry, mask=both, other=0.0).to(tl.float32)
         x = vector(x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, at, inside, WIDTH, eps, cap, NORM, KIND)
         sums += matrix * x[None, :]
         if GLU is not None:
@@ -176,27 +177,23 @@ def headwise_kernel(
 
 @triton.jit
 def conv_kernel(
-    x_ptr, weight_ptr, bias_ptr, past_ptr, mask_ptr, y_ptr, x_row, y_row, columns, TAPS: tl.constexpr,
+    x_ptr, weight_ptr, bias_ptr, past_ptr, mask_ptr, y_ptr, past1_ptr, x_row, y_row, columns, TAPS: tl.constexpr,
     KIND: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Filters [columns, TAPS] of one row, activated or not, and their past [TAPS - 1, columns], the oldest first."""
+    """Filters [columns, TAPS] of one row, activated or not; past [TAPS - 1, columns], the oldest first, goes on."""
     at, b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1)
     inside = at < columns
-    changes = tl.where(tl.load(mask_ptr + b) != 0, inside, False)
-    past_ptr += b * (TAPS - 1) * columns
-    newest = tl.load(x_ptr + b * x_row + at, mask=inside, other=0.0)
-    y = numbers(bias_ptr, at, inside)
-    for tap in tl.static_range(TAPS):
-        weight = numbers(weight_ptr, at * TAPS + tap, inside)
-        if tap + 1 < TAPS:
-            x = tl.load(past_ptr + tap * columns + at, mask=inside, other=0.0)
-            if tap > 0:
-                tl.store(past_ptr + (tap - 1) * columns + at, x, mask=changes)
-            y += weight * x.to(tl.float32)
-        else:
-            if tap > 0:
-                tl.store(past_ptr + (tap - 1) * columns + at, newest.to(past_ptr.dtype.element_ty), mask=changes)
-            y += weight * newest.to(tl.float32)
+    present = tl.load(mask_ptr + b) != 0
+    past = b * (TAPS - 1) * columns + at
+    x = tl.load(x_ptr + b * x_row + at, mask=inside, other=0.0)
+    y = numbers(bias_ptr, at, inside) + numbers(weight_ptr, at * TAPS + TAPS - 1, inside) * x.to(tl.float32)
+    for tap in tl.static_range(TAPS - 1):
+        before = tl.load(past_ptr + past + tap * columns, mask=inside, other=0.0)
+        y += numbers(weight_ptr, at * TAPS + tap, inside) * before.to(tl.float32)
+        after = x.to(before.dtype)
+        if tap + 2 < TAPS:
+            after = tl.load(past_ptr + past + (tap + 1) * columns, mask=inside, other=0.0)
+        tl.store(past1_ptr + past + tap * columns, tl.where(present, after, before), mask=inside)
     if KIND is not None:
         y = activated(y, KIND)
     tl.store(y_ptr + b * y_row + at, y.to(y_ptr.dtype.element_ty), mask=inside)

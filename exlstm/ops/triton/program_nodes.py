@@ -172,12 +172,13 @@ def _rows(outputs: int, block: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Conv:
-    """y = activation(bias + the filters on the past and x), and the past is moved on."""
+    """y = activation(bias + the filters on the past and x), and the past as it then is."""
 
     x: Tensor
     weight: Tensor  # [width, kernel]
     bias: Tensor  # [width]
     past: Tensor  # [B, kernel - 1, width]
+    after: Tensor
     y: Tensor
     kind: Activation | None = None
 
@@ -187,7 +188,7 @@ class Conv:
 
     @property
     def writes(self) -> list[Tensor]:
-        return [self.y, self.past]
+        return [self.y, self.after]
 
     def run(self, mask: Tensor) -> None:
         from exlstm.ops.triton import program_kernels as kernels
@@ -196,7 +197,8 @@ class Conv:
         launch(
             kernels.conv_kernel, (-(-width // BLOCK), len(self.x)), warps=4, stages=1,
             x_ptr=self.x, weight_ptr=self.weight, bias_ptr=self.bias, past_ptr=self.past, mask_ptr=mask, y_ptr=self.y,
-            x_row=_row(self.x), y_row=_row(self.y), columns=width, TAPS=taps, KIND=self.kind, BLOCK=BLOCK,
+            past1_ptr=self.after, x_row=_row(self.x), y_row=_row(self.y), columns=width, TAPS=taps, KIND=self.kind,
+            BLOCK=BLOCK,
         )  # fmt: skip
 
 
