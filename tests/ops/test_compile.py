@@ -45,8 +45,8 @@ BACKENDS = {
     "mlstm_state": ("torch", "triton"),
     "hmlstm": ("triton",),
     "slstm": ("cpu", "triton"),
-    "gated_norm": ("cpu", "torch"),
-    "qkv_gates": ("cpu", "torch"),
+    "gated_norm": ("cpu", "torch", "triton"),
+    "qkv_gates": ("cpu", "torch", "triton"),
 }
 PAIRS = [(name, backend) for name, backends in BACKENDS.items() for backend in backends]
 

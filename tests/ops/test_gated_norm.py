@@ -60,6 +60,14 @@ def test_lower_precision_rounds_once_for_its_results(dtype, size):
         assert_same([a.double()], [e], size + 600 * 2**-24)
 
 
+def test_a_gate_is_read_wherever_it_lies():
+    h, weight, gate, _, _ = (x.detach() for x in arguments(1))
+    gate = gate[..., :15]
+    turned = gate.transpose(0, 1).contiguous().transpose(0, 1)  # contiguous, though no stride is that of the rows
+    actual, expected = (gated_norm(h, weight, x, backend="cpu") for x in (turned, gate))
+    assert torch.equal(actual, expected)
+
+
 def test_gradcheck():
     tensors = arguments(4, width=5)
     assert torch.autograd.gradcheck(lambda *x: run(*x, backend="cpu"), tensors, fast_mode=True)

@@ -98,7 +98,8 @@ def _call(
     assert gate is not None
     assert weight is not None
     (batch, time, heads, width), dtype = h.shape, weight.dtype
-    if gate.stride(2) != 1 or gate.stride(0) != time * gate.stride(1):  # a part of wider rows is read where it is
+    gate = gate.flatten(0, 1)  # a part of wider rows is read where it is
+    if gate.stride(1) != 1:
         gate = gate.contiguous()
 
     class Sizes(ctypes.Structure):
@@ -107,7 +108,7 @@ def _call(
             ("eps", ctypes.c_float if dtype == torch.float32 else ctypes.c_double),
         )
 
-    sizes = Sizes(batch * time, heads, width, PIECE, gate.stride(1), activation == "sigmoid", eps)
+    sizes = Sizes(batch * time, heads, width, PIECE, gate.stride(0), activation == "sigmoid", eps)
     h, weight, skip, c = (None if x is None else x.contiguous() for x in (h, weight, skip, c))
     pointers = (ctypes.c_void_p * 5)(*(None if x is None else x.data_ptr() for x in (h, gate, weight, skip, c)))
     suffix = "bfloat16" if gate.dtype == torch.bfloat16 else "real"

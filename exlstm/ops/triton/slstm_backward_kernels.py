@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from exlstm.ops.triton.common_kernels import product, sigmoid
 from exlstm.ops.triton.slstm_kernels import (
     at_step,
     flags_at,
@@ -10,9 +11,7 @@ from exlstm.ops.triton.slstm_kernels import (
     in_registers,
     kept_and_written,
     log_sigmoid,
-    product,
     read,
-    sigmoid,
     states_at,
     tanh,
     turned,

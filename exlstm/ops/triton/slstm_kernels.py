@@ -17,6 +17,8 @@ layout of what is read last, so a step asks for what the next one needs after it
 import triton
 import triton.language as tl
 
+from exlstm.ops.triton.common_kernels import product
+
 LEAST_ROWS = 8 if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 5) else 16  # of tl.dot
 
 
@@ -57,15 +59,6 @@ def write(ptr, offsets, inside, x):
 
 
 @triton.jit
-def product(a, b, PRECISION: tl.constexpr):
-    if PRECISION == "interpreted":  # the interpreter would multiply the bits of bfloat16
-        x = tl.dot(a.to(tl.float32), b.to(tl.float32))
-    else:
-        x = tl.dot(a, b, input_precision=PRECISION)
-    return x
-
-
-@triton.jit
 def in_registers(r, W: tl.constexpr, PRECISION: tl.constexpr):
     """Weights [W, 16, P] where the products read them: the identity times them, which is exact in half precision."""
     if r.dtype != tl.float32:
@@ -81,11 +74,6 @@ def log_sigmoid(x):
     # log(1 + e), where 1 + e would round away what decides how long a memory lasts.
     log = tl.where(e < 0.01, e * (1.0 - e * (0.5 - e * (1.0 / 3.0))), tl.log(1.0 + e))
     return tl.minimum(x, 0.0) - log
-
-
-@triton.jit
-def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from triton.compiler import ASTSource
 from exlstm.layers.step import emit
 from exlstm.models import Backbone
 from exlstm.ops import HMLSTMState, MLSTMState, SLSTMState
-from exlstm.ops.triton import hmlstm, mlstm, mlstm_state, slstm
+from exlstm.ops.triton import gated_norm, hmlstm, mlstm, mlstm_state, qkv, slstm
 from exlstm.ops.triton.launch import Launch, recorded
 from exlstm.ops.triton.program import TritonProgram
 from tests.ops.cases import leaves
@@ -50,25 +51,42 @@ MATRICES = (
 DTYPES, WIDTHS = (torch.bfloat16, torch.float16, torch.float32), (16, 32, 64, 128, 256)
 
 
-def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...], Any, dict[str, Tensor]]]:
-    """Calls of an operator's kernels: function, inputs, state and options, for all configurations of its tables."""
-    if operator == "slstm":
-        for dtype, width in itertools.product(DTYPES, WIDTHS):
-            x, r = torch.empty(16, 8, 4, 2, width, dtype=dtype), torch.empty(4, 2, width, width, dtype=dtype)
-            yield slstm.slstm, (x, r), SLSTMState(*torch.empty(4, 16, 2, width)), marks(16, 8)
-        return
-    for dtype, dk, dv in MATRICES:
-        batch, time = (32, 300) if operator == "mlstm" else (1, 4400)  # heads, or memories, for the tables' whole tiles
-        q, v = (torch.empty(batch, time, 2, columns, dtype=dtype) for columns in (dk, dv))
-        gate = torch.empty(batch, time, 2, dtype=dtype)
-        if operator == "mlstm":
-            state = MLSTMState(*(torch.empty(batch, 2, *of_head) for of_head in ((dk, dv), (dk,), ())))
-            yield mlstm.mlstm, (q, q.clone(), v, gate, gate.clone()), state, marks(batch, time)
-            yield mlstm_state.mlstm_state, (q.clone(), v, gate, gate.clone()), state, marks(batch, time)
-        else:
-            level = torch.empty(batch, time, 2, 14, dtype=dtype)
-            state = HMLSTMState.empty(batch, 2, 14, dk, dv, dtype=torch.float32, device=q.device)
-            yield hmlstm.hmlstm, (q, q.clone(), v, gate, gate.clone(), level), state, {}
+def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...]]]:
+    """Calls of an operator's kernels, function and inputs, for all configurations of its tables."""
+    match operator:
+        case "slstm":
+            for dtype, width in itertools.product(DTYPES, WIDTHS):
+                x, r = torch.empty(16, 8, 4, 2, width, dtype=dtype), torch.empty(4, 2, width, width, dtype=dtype)
+                state = SLSTMState(*torch.empty(4, 16, 2, width))
+                yield partial(slstm.slstm, state=state, **marks(16, 8)), (x, r)
+        case "mlstm":
+            batch, time = 32, 300  # heads for whole tiles
+            for dtype, dk, dv in MATRICES:
+                k, v = (torch.empty(batch, time, 2, columns, dtype=dtype) for columns in (dk, dv))
+                gate = torch.empty(batch, time, 2, dtype=dtype)
+                state = MLSTMState(*(torch.empty(batch, 2, *of_head) for of_head in ((dk, dv), (dk,), ())))
+                options = {"state": state, **marks(batch, time)}
+                yield partial(mlstm.mlstm, **options), (k.clone(), k, v, gate, gate.clone())
+                yield partial(mlstm_state.mlstm_state, **options), (k, v, gate, gate.clone())
+        case "hmlstm":
+            time = 4400  # memories for whole tiles
+            for dtype, dk, dv in MATRICES:
+                k, v = (torch.empty(1, time, 2, columns, dtype=dtype) for columns in (dk, dv))
+                gate, level = torch.empty(1, time, 2, dtype=dtype), torch.empty(1, time, 2, 14, dtype=dtype)
+                state = HMLSTMState.empty(1, 2, 14, dk, dv, dtype=torch.float32, device=k.device)
+                yield partial(hmlstm.hmlstm, state=state), (k.clone(), k, v, gate, gate.clone(), level)
+        case "gated_norm":
+            for dtype, width in itertools.product(DTYPES, (33, 512)):
+                sizes = (2, 300, 2, width), (2 * width,), *[(2, 300, 2 * width)] * 2, (2 * width,)
+                inputs = tuple(torch.empty(*size, dtype=dtype) for size in sizes)
+                options = {"activation": "silu", "eps": 1e-5}
+                yield lambda *x: gated_norm.gated_norm(*x[:3], skip=(x[4], x[3]), **options), inputs  # noqa: B023
+        case "qkv_gates":
+            for dtype, block in itertools.product(DTYPES, (4, 32)):
+                sizes = (2, 300, 256), (2, 3, 256), (256, 4), (256,), *[(256 // block, block, block)] * 3
+                inputs = tuple(torch.empty(*size, dtype=dtype) for size in (*sizes, (8, 768), (8,)))
+                reach = torch.empty(2, 300, dtype=torch.int64)
+                yield lambda *x: qkv.qkv_gates(x[0], x[1], x[2:4], x[4:7], x[7:], reach=reach), inputs  # noqa: B023
 
 
 def marks(batch: int, time: int) -> dict[str, Tensor]:
@@ -93,17 +111,17 @@ def launches_of(operator: str) -> Iterator[Launch]:
     if operator == "program":
         yield from launches_of_programs()
         return
-    for function, inputs, state, options in calls(operator):
+    for function, inputs in calls(operator):
         inputs = tuple(x.requires_grad_() for x in inputs)
         with recorded() as launches:
-            found = leaves(function(*inputs, state, **options))
+            found = leaves(function(*inputs))
             found = [x for x in found if x.requires_grad]
             torch.autograd.grad(found, inputs, [torch.empty_like(x) for x in found], allow_unused=True)
         yield from launches
 
 
 def source_of(launch):
-    """What a launch compiles: with its constants, and with pointers that are multiples of 16."""
+    """What a launch compiles: with its constants, and what is known to be a multiple of 16, as all pointers are."""
     kernel, signature, constants, attributes = launch.kernel, {}, {}, {}
     constant = {p.name for p in kernel.params if p.is_constexpr}
     for position, name in enumerate(kernel.arg_names):
@@ -114,6 +132,8 @@ def source_of(launch):
             signature[name], attributes[(position,)] = NAMES[value.dtype], [["tt.divisibility", 16]]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if signature[name] == "i32" and value % 16 == 0 and not kernel.params[position].do_not_specialize:
+                attributes[(position,)] = [["tt.divisibility", 16]]
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 

@@ -13,19 +13,11 @@ SHARED = 227 * 1024  # bytes that a program may have of an H100's shared memory
 SPILLED = 1280  # bytes a thread block spills at most: those of the widest heads do, at little cost; others none
 
 
-@pytest.mark.parametrize(
-    ("operator", "target"),
-    [
-        ("mlstm", "cuda"),
-        ("hmlstm", "cuda"),
-        ("slstm", "cuda"),
-        ("program", "cuda"),
-        pytest.param("mlstm", "hip", marks=pytest.mark.slow),
-        pytest.param("hmlstm", "hip", marks=pytest.mark.slow),
-        pytest.param("slstm", "hip", marks=pytest.mark.slow),
-        pytest.param("program", "hip", marks=pytest.mark.slow),
-    ],
-)
+OPERATORS = ("mlstm", "hmlstm", "slstm", "qkv_gates", "gated_norm", "program")
+
+
+@pytest.mark.parametrize("target", ["cuda", pytest.param("hip", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_every_configuration_compiles_and_fits(operator, target):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.ops.triton.compiled", operator, target]
