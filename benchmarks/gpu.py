@@ -1,6 +1,6 @@
 """GPU: are the Triton kernels right on this card, how fast are they, and how fast are others'?
 
-    python benchmarks/gpu.py [--minutes M] [--only mlstm,hmlstm,slstm,decode] [--out DIR] [--all] [--seed N]
+    python benchmarks/gpu.py [--minutes M] [--only mlstm,hmlstm,slstm,layer,decode] [--out DIR] [--all] [--seed N]
 
 needs PyTorch, triton and numpy and nothing installed of this project; peers take part where they are importable. First
 correctness against float64, then times, then what a decode step makes of the card's bandwidth. Whatever fails is in the
@@ -29,13 +29,13 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that looking f
 
 import torch  # noqa: E402
 
-from benchmarks import gpu_checks, gpu_workers  # noqa: E402
+from benchmarks import gpu_checks, gpu_layer, gpu_workers  # noqa: E402
 from benchmarks.gpu_report import OPERATORS, XL_CHUNK, Results, check_table, summary, write  # noqa: E402
 from benchmarks.gpu_workers import Row, Task  # noqa: E402
 from benchmarks.machine import commit, machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
-SECTIONS = (*OPERATORS, "decode")
+SECTIONS = (*OPERATORS, "layer", "decode")
 TOKENS = 65536
 LENGTHS = (1024, 4096, 16384, 65536)
 SHAPES = ((256, 512), (64, 128))
@@ -89,6 +89,7 @@ class _Run:
         # hmlstm is compared with mlstm, and decoding is made of it.
         needed = {"mlstm"} if {"hmlstm", "decode"} & set(self.chosen) else set()
         self.checked = [operator for operator in OPERATORS if operator in needed | set(self.chosen)]
+        self.around = gpu_layer.PARTS if "layer" in self.chosen else ()
         self.begun = time.monotonic()
         self.results = Results()
         self.facts: dict[str, str] = {}
@@ -102,6 +103,7 @@ class _Run:
                 Task("benchmarks.gpu_checks:check", gpu_checks.small_cases(operator, self.seed))
                 for operator in self.checked
             ]
+            tasks += [Task("benchmarks.gpu_layer:check", gpu_layer.small_cases(x, self.seed)) for x in self.around]
             self._section("checks", tasks, 0, 1.0)
             return
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -125,12 +127,11 @@ class _Run:
 
     def _checks(self) -> Iterator[Task]:
         """Checks of all operators in turn, so that time running out hits all alike; and peers' kernels are compiled."""
-        of_operators = [gpu_checks.cases(operator, self.seed) for operator in self.checked]
-        checks = [
-            Task("benchmarks.gpu_checks:check", [case])
-            for case in chain.from_iterable(zip_longest(*of_operators))
-            if case is not None
+        of_operators = [
+            *([Task("benchmarks.gpu_checks:check", [x]) for x in gpu_checks.cases(o, self.seed)] for o in self.checked),
+            *([Task("benchmarks.gpu_layer:check", [x]) for x in gpu_layer.cases(o, self.seed)] for o in self.around),
         ]
+        checks = [task for task in chain.from_iterable(zip_longest(*of_operators)) if task is not None]
         compiled_first, compiled_last = (
             [Task("benchmarks.gpu_work:compiled", cases) for cases in self._to_compile(group)]
             for group in (COMPILED_FIRST, COMPILED_LAST)
@@ -158,6 +159,8 @@ class _Run:
                 if who not in seen:
                     yield from (Task(function, list(self._cases(who, *shape))) for shape in SHAPES)
                 seen.add(who)
+        if self.around:
+            yield from (Task(function, list(gpu_layer.timed_cases(who))) for who in gpu_layer.CONTESTANTS)
 
     def _last_times(self) -> Iterator[Task]:
         if "mlstm" in self.operators:

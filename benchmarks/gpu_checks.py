@@ -9,7 +9,6 @@ backend has on the same inputs in the same precision, or what rounding alone cos
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -102,8 +101,8 @@ def check(seed: int, **case: Any) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if case["dtype"] == "float64":
         return _oracle(device, seed, **case)
-    worst = _compare(device, seed, **case)
-    return {**worst, "passed": worst["ratio"] <= MOST and worst["same_bits"]}
+    inputs = [rounded(x, DTYPES[case["dtype"]]) for x in _draw(device, seed, **case)]
+    return judged(case["dtype"], lambda dtype, backend: _results(case, inputs, dtype, backend, seed))
 
 
 def _oracle(device: torch.device, seed: int, **case: Any) -> dict[str, Any]:
@@ -114,24 +113,21 @@ def _oracle(device: torch.device, seed: int, **case: Any) -> dict[str, Any]:
     return {"tensor": name, "error": error, "bound": EXACT, "passed": error <= EXACT}
 
 
-def _compare(device: torch.device, seed: int, **case: Any) -> dict[str, Any]:
-    dtype = DTYPES[case["dtype"]]
-    inputs = [_rounded(x, dtype) for x in _draw(device, seed, **case)]
-    run = partial(_results, case, inputs)
+def judged(dtype: str, run: Callable[[torch.dtype, str], dict[str, Tensor]]) -> dict[str, Any]:
+    """The outcome of a check of `run`, which gives tensors by name, computed in a type by a backend."""
     with _poisoned():
-        ours = run(dtype, "triton", seed)
-        again = run(dtype, "triton", seed)
+        ours, again = (run(DTYPES[dtype], "triton") for _ in range(2))
     same = all(torch.equal(ours[name], again[name]) for name in ours)
-    exact, theirs = run(torch.float64, "torch", seed), run(dtype, "torch", seed)
-    floor = FLOOR[case["dtype"]]
+    exact, theirs = run(torch.float64, "torch"), run(DTYPES[dtype], "torch")
     rows = []
     for name, x in exact.items():
         error, other = relative(ours[name], x), relative(theirs[name], x)
-        ratio = error / max(other, floor / MOST)
+        ratio = error / max(other, FLOOR[dtype] / MOST)
         rows.append(
             {"tensor": name, "error": error, "torch": other, "ratio": ratio if ratio == ratio else float("inf")}
         )
-    return {**max(rows, key=lambda row: row["ratio"]), "same_bits": same, "output": rows[0]}
+    worst = max(rows, key=lambda row: row["ratio"])
+    return {**worst, "same_bits": same, "output": rows[0], "passed": worst["ratio"] <= MOST and same}
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
@@ -193,7 +189,7 @@ def _draw(device: torch.device, seed: int, **case: Any) -> list[Any]:
     return [tuple(sequences), state, *marks]
 
 
-def _rounded(tree: Any, dtype: torch.dtype) -> Any:
+def rounded(tree: Any, dtype: torch.dtype) -> Any:
     """Sequences to `dtype`, states to float32, as they are handed over."""
     if isinstance(tree, (MLSTMState, HMLSTMState, SLSTMState)):
         return _map(lambda x: x.float() if x.is_floating_point() else x, tree)

@@ -270,6 +270,12 @@ def _time_tables(results: Results) -> Iterator[str]:
                 lambda row: f"{_sequence(row)}, {row['heads']} x {row['width']}",
             )
 
+    for mode, name in MODES.items():
+        chosen = [row for row in rows if "channels" in row and row["mode"] == mode]
+        if chosen:
+            title = f"ms, {name}, around the memory, B x T, channels"
+            yield _grid(title, chosen, lambda row: f"{_sequence(row)}, {row['channels']}")
+
 
 def _sequence(row: Row) -> str:
     return f"{row['batch']} x {row['time']}"

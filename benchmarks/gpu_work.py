@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize, scaled_dot_product_attention
 
+from benchmarks import gpu_layer
 from exlstm.ops import hmlstm, mlstm, slstm
 
 HEADS = 8
@@ -231,4 +232,5 @@ CONTESTANTS: dict[str, tuple[Callable[..., tuple[Any, list[Tensor], str]], dict[
     "slstm torch": (ours_scalar, {"backend": "torch", "project": False}),
     "nn.LSTM": (lstm, {"dtype": torch.bfloat16}),
     "nn.LSTM float16": (lstm, {"dtype": torch.float16}),
+    **gpu_layer.CONTESTANTS,
 }

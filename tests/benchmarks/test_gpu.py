@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, gpu_decode, gpu_report, gpu_work, gpu_workers
+from benchmarks import gpu, gpu_checks, gpu_decode, gpu_layer, gpu_report, gpu_work, gpu_workers
 from benchmarks.gpu_report import Results
 from benchmarks.gpu_workers import Task
 from exlstm.ops import mlstm
@@ -234,6 +234,30 @@ def test_the_page_has_the_times_the_promises_and_what_was_not_measured(results, 
     assert "log-linear attention" in page.partition("## Not measured")[2]
     assert "- decode: 1 not reached in the time given" in page
     assert json.loads((tmp_path / "GPU-x.json").read_text())["card"] == "a card"
+
+
+@pytest.mark.parametrize("part", gpu_layer.PARTS)
+def test_what_surrounds_the_memory_is_compared_with_all_its_gradients(part, monkeypatch):
+    pytest.importorskip("triton")
+    (case, *_) = gpu_layer.small_cases(part, 3)
+    assert gpu_layer.check(**case)["passed"]
+    names, draw, run = gpu_layer._PARTS[part]
+
+    def wrong(*x, backend, **options):
+        outputs = run(*x, backend=backend, **options)
+        return tuple(1.001 * y for y in outputs) if backend == "triton" else outputs
+
+    monkeypatch.setitem(gpu_layer._PARTS, part, (names, draw, wrong))
+    assert not gpu_layer.check(**case)["passed"]
+
+
+@pytest.mark.parametrize("who", gpu_layer.CONTESTANTS)
+def test_what_surrounds_the_memory_is_timed(who):
+    if "torch" not in who:
+        pytest.importorskip("triton")
+    sizes = {"batch": 1, "time": 8, "channels": 128}
+    found = gpu_work.timed(who, "both", clock=gpu_work.host_clock, **sizes)
+    assert found["seconds"] > 0
 
 
 @pytest.mark.parametrize("batch", [1, 2])
