@@ -38,8 +38,9 @@ class Decoder:
         embedding: from tokens to what the backbone reads; None if `step` is given vectors.
         head: a linear map from what the backbone gives; None if `step` is to return that.
         batch: rows B, each with a state of its own.
-        weights: "full", or how the large matrices are kept on a CPU: "bfloat16" takes half the time to read, "int8",
-            with one scale for each output, a quarter. Both cost some accuracy. Elsewhere they stay as they are.
+        weights: "full", or how the large matrices are kept: "bfloat16" takes half the time to read that float32 does,
+            "int8", with one scale for each output, a quarter. Both cost some accuracy. On a GPU "int8" serves a single
+            row, and where the backbone itself is called weights stay as they are.
 
     Raises:
         ValueError: an argument is out of range, or the parts do not fit each other.
@@ -169,7 +170,7 @@ def program_for(batch: int, dtype: torch.dtype, device: torch.device, weights: W
     if dtype in (torch.float32, torch.float64) and cpu.obstacle(device) is None:
         return cpu.CPUProgram(batch, dtype, weights=weights)
     if device.type == "cuda" and dtype in DTYPES and triton.obstacle(device) is None:
-        return TritonProgram(batch, dtype, device=device)
+        return TritonProgram(batch, dtype, device=device, weights=weights)
     return None
 
 

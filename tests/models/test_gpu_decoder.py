@@ -20,9 +20,11 @@ pytestmark = pytest.mark.skipif(obstacle(DEVICE) is not None, reason="Triton can
 @pytest.fixture(autouse=True)
 def _on_a_gpu(monkeypatch):
     """Decoders are programs of Triton's, be it in the interpreter."""
-    monkeypatch.setattr(
-        module, "program_for", lambda batch, dtype, device, _: TritonProgram(batch, dtype, device=device)
-    )
+
+    def program_for(batch, dtype, device, weights):
+        return TritonProgram(batch, dtype, device=device, weights=weights)
+
+    monkeypatch.setattr(module, "program_for", program_for)
 
 
 def stirred(part: nn.Module) -> nn.Module:
@@ -90,6 +92,15 @@ def test_half_precision_is_as_near_to_float32_as_the_backbone_in_it(batch, dtype
     logits = torch.stack([decoder.step(tokens[:, t]) for t in range(time)], 1)
     assert logits.dtype == dtype
     assert (logits.float() - exact).norm() <= 2 * (usual.float() - exact).norm()
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("bfloat16", 2**-8), ("int8", 1 / 127)])
+def test_narrow_weights_cost_little(weights, bound):
+    model, x = backbone("m", "large"), inputs(1, 6)
+    full, narrow = (Decoder(model, batch=1, weights=w) for w in ("full", weights))
+    exact, rounded = (torch.stack([d.step(x[:, t]) for t in range(6)], 1) for d in (full, narrow))
+    # Independent errors of at most `bound` / 2 of the largest weight in each of four products, one after the other.
+    assert 0 < (rounded - exact).norm() < 4 * bound * exact.norm()
 
 
 def test_rows_can_be_chosen_and_it_can_begin_anew():

@@ -20,12 +20,12 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(params=KINDS)
 def new(request):
-    """How to make a program for so many rows, of either kind: `new(batch)`."""
+    """How to make a program for so many rows, of either kind: `new(batch, weights=)`."""
     if request.param == "C++":
         return _in_cpp
     if reason := launch.obstacle(DEVICE):
         pytest.skip(reason)
-    return lambda batch: TritonProgram(batch, torch.float32, device=DEVICE)
+    return lambda batch, **options: TritonProgram(batch, torch.float32, device=DEVICE, **options)
 
 
 def _in_cpp(batch: int, **options) -> Program:
@@ -67,9 +67,9 @@ def test_linear_maps_every_row_at_any_size(new, batch, outputs):
 
 
 @pytest.mark.parametrize("weights", ["int8", "bfloat16"])
-def test_narrow_weights_are_off_by_half_a_unit_at_most(weights):
+def test_narrow_weights_are_off_by_half_a_unit_at_most(new, weights):
     for outputs, batch in itertools.product((1, 25, 40, 64, 129), (1, 3)):
-        p = _in_cpp(batch, weights=weights)
+        p = new(batch, weights=weights)
         x, weight = filled(p.register(30)), random(p, 2, outputs, 15)
         weight[0, 0] = 0
         y, exact = p.linear(x, weight), p.linear(x, weight, exact=True)
@@ -77,10 +77,14 @@ def test_narrow_weights_are_off_by_half_a_unit_at_most(weights):
         # A unit is a 127th of the row's largest weight in int8, the eighth significant bit of each in bfloat16.
         largest = weight.abs().amax(-1, keepdim=True).expand_as(weight)
         unit = largest / 127 if weights == "int8" else weight.abs() / 2**7
+        if isinstance(p, TritonProgram) and weights == "bfloat16" and batch > 1:  # x and y are rounded as well
+            unit = 4 * unit
         bound = torch.einsum("bki,koi->bko", x.abs().unflatten(1, (2, 15)), unit / 2).flatten(1)
-        assert ((y - exact).abs() <= bound * (1 + 1e-9)).all()
+        slack = 1e-9 if p.dtype == torch.float64 else 1e-4  # of the products themselves
+        assert ((y - exact).abs() <= bound * (1 + slack) + slack).all()
         assert (y[:, 0] == 0).all()
-        assert (y != exact).any()
+        if not (isinstance(p, TritonProgram) and weights == "int8" and batch > 1):  # which takes them in full
+            assert (y != exact).any()
 
 
 @pytest.mark.parametrize("batch", [1, 2])

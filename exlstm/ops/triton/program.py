@@ -9,7 +9,7 @@ from torch import Tensor
 
 from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.mlstm import MLSTMState
-from exlstm.ops.program import Activation, Program, Ring
+from exlstm.ops.program import Activation, Program, Ring, Weights
 from exlstm.ops.slstm import SLSTMState
 from exlstm.ops.triton import program_nodes as nodes
 from exlstm.ops.triton.program_nodes import Call, Conv, Linear, Node, Vector
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class TritonProgram(Program):
-    """A `Program` in Triton. Weights are the caller's own, not copied; the memories of cells are float32.
+    """A `Program` in Triton. Weights in full are the caller's own, not copied; the memories of cells are float32.
 
     Instructions that follow one another are run as one where they can be (`program_plan`); a register that only such
     an instruction would read is then not written. The first run compiles, the second is captured in a CUDA graph, and
@@ -29,12 +29,15 @@ class TritonProgram(Program):
         batch: rows B.
         dtype: of registers and weights: float32, float16 or bfloat16.
         device: a GPU; with TRITON_INTERPRET=1 also a CPU.
+        weights: how the matrices of `linear` are kept: "full", "bfloat16", or "int8" with one scale for each output,
+            where there is but one row; products of several rows take them in full.
     """
 
     state_dtype = torch.float32
 
-    def __init__(self, batch: int, dtype: torch.dtype, *, device: torch.device) -> None:
+    def __init__(self, batch: int, dtype: torch.dtype, *, device: torch.device, weights: Weights = "full") -> None:
         self.batch, self.dtype, self.device = batch, dtype, device
+        self.weights: Weights = "full" if weights == "int8" and batch > 1 else weights
         self._nodes: list[Node] = []
         self._plan: list[Node] = []
         # By type, states and what they are to be at the end of a run: one launch for all.
@@ -82,11 +85,15 @@ class TritonProgram(Program):
         stride: int | None = None,
         exact: bool = False,
     ) -> Tensor:
-        weight = _own(weight if weight.dim() == 3 else weight[None])
-        blocks, outputs, _ = weight.shape
+        matrix, scale = _own(weight if weight.dim() == 3 else weight[None]), None
+        blocks, outputs, _ = matrix.shape
+        if self.weights == "bfloat16" and not exact:
+            matrix = matrix.bfloat16()
+        elif self.weights == "int8" and not exact:
+            matrix, scale = _in_bytes(matrix)
         y = self.register(blocks * outputs) if out is None else out
         bias = None if bias is None else _own(bias).view(blocks, outputs)
-        return self._append(Linear(x, weight, y, bias=bias, add=add, stride=stride or outputs))
+        return self._append(Linear(x, matrix, y, scale=scale, bias=bias, add=add, stride=stride or outputs))
 
     def headwise(self, x: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
         return self._call(partial(nodes.headwise, x, _own(weight), out), [x], [out])
@@ -155,3 +162,10 @@ class TritonProgram(Program):
 
 def _own(weight: Tensor) -> Tensor:
     return weight.detach().contiguous()
+
+
+def _in_bytes(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """[blocks, outputs, inputs] as int8, and what each row of it is scaled by [blocks, outputs], in float32."""
+    largest = matrix.abs().amax(-1).float()
+    scale = torch.where(largest > 0, largest / 127, 1.0)
+    return (matrix / scale[..., None]).round().to(torch.int8), scale

@@ -91,13 +91,14 @@ def vector_kernel(
 
 @triton.jit
 def mapped(
-    x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, bias_ptr, add_ptr, y_ptr,
+    x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr,
     tile, outputs, inputs, eps, cap, NORM: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, STAGES: tl.constexpr, y_cap, GLU: tl.constexpr,
 ):  # fmt: skip
     """ROWS outputs of a matrix [outputs, inputs] and one vector, which every program makes anew: it is short.
 
-    With GLU the matrix has twice as many rows, and the first half of its outputs, activated, multiply the second.
+    A matrix of int8 has a scale for each of its rows. With GLU the matrix has twice as many rows, and the first half of
+    its outputs, activated, multiply the second.
     """
     row = tile * ROWS + tl.arange(0, ROWS)
     here = row < outputs
@@ -118,10 +119,14 @@ def mapped(
         if GLU is not None:
             others += second * x[None, :]
     y = tl.sum(sums, 1)
+    if scale_ptr is not None:
+        y *= numbers(scale_ptr, row, here)
     if bias_ptr is not None:
         y += numbers(bias_ptr, row, here)
     if GLU is not None:
         other = tl.sum(others, 1)
+        if scale_ptr is not None:
+            other *= numbers(scale_ptr + outputs, row, here)
         if bias_ptr is not None:
             other += numbers(bias_ptr + outputs, row, here)
         y = activated(y, GLU) * other
@@ -134,8 +139,8 @@ def mapped(
 @triton.jit
 def linear_kernel(
     x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, eps, cap,
-    matrix_ptr, bias_ptr, add_ptr, y_ptr, outputs, inputs, stride, y_cap,
-    matrix2_ptr, bias2_ptr, y2_ptr, outputs2, y2_cap, tiles,
+    matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr, outputs, inputs, stride, y_cap,
+    matrix2_ptr, scale2_ptr, bias2_ptr, y2_ptr, outputs2, y2_cap, tiles,
     NORM: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr, GLU: tl.constexpr,
 ):  # fmt: skip
@@ -144,19 +149,22 @@ def linear_kernel(
     if matrix2_ptr is not None:  # noqa: SIM102 (known when compiled, unlike what is tested next)
         if tile >= tiles:
             mapped(
-                x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix2_ptr, bias2_ptr, None, y2_ptr,
-                tile - tiles, outputs2, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y2_cap, None,
+                x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix2_ptr, scale2_ptr, bias2_ptr, None,
+                y2_ptr, tile - tiles, outputs2, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y2_cap, None,
             )  # fmt: skip
     if tile < tiles:
-        x_ptr += block * inputs
+        if x_ptr is not None:
+            x_ptr += block * inputs
         matrix_ptr += block.to(tl.int64) * outputs * inputs
         y_ptr += block * stride
+        if scale_ptr is not None:
+            scale_ptr += block * outputs
         if bias_ptr is not None:
             bias_ptr += block * outputs
         if add_ptr is not None:
             add_ptr += block * stride
         mapped(
-            x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, bias_ptr, add_ptr, y_ptr,
+            x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr,
             tile, outputs, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y_cap, GLU,
         )  # fmt: skip
 

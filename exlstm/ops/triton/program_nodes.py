@@ -97,6 +97,7 @@ class Linear:
     x: Tensor
     matrix: Tensor  # [blocks, outputs, inputs]
     y: Tensor
+    scale: Tensor | None = None  # [blocks, outputs], of a matrix of int8
     bias: Tensor | None = None  # [blocks, outputs]
     add: Tensor | None = None
     stride: int = 0
@@ -136,11 +137,11 @@ class Linear:
         more = 0 if also is None else -(-also.matrix.shape[1] // rows)
         launch(
             kernels.linear_kernel, (tiles + more, blocks), warps=4, stages=1,
-            matrix_ptr=self.matrix, bias_ptr=self.bias, add_ptr=self.add, y_ptr=self.y, outputs=outputs, inputs=inputs,
-            stride=self.stride, y_cap=self.cap, GLU=self.glu, ROWS=rows, tiles=tiles,
+            matrix_ptr=self.matrix, scale_ptr=self.scale, bias_ptr=self.bias, add_ptr=self.add, y_ptr=self.y,
+            outputs=outputs, inputs=inputs, stride=self.stride, y_cap=self.cap, GLU=self.glu, ROWS=rows, tiles=tiles,
             STAGES=1 if operands["WIDTH"] >= inputs else AHEAD,
-            matrix2_ptr=also and also.matrix, bias2_ptr=also and also.bias, y2_ptr=also and also.y,
-            outputs2=also and also.matrix.shape[1], y2_cap=also and also.cap, **operands,
+            matrix2_ptr=also and also.matrix, scale2_ptr=also and also.scale, bias2_ptr=also and also.bias,
+            y2_ptr=also and also.y, outputs2=also and also.matrix.shape[1], y2_cap=also and also.cap, **operands,
         )  # fmt: skip
 
     def _run_rows(self) -> None:
@@ -148,7 +149,7 @@ class Linear:
         x = self.x.to(self.matrix.dtype)
         blocks, _, inputs = self.matrix.shape
         y, add = self._in_blocks(self.y), None if self.add is None else self._in_blocks(self.add)
-        if blocks == 1 and self.bias is None:
+        if blocks == 1 and self.bias is None and y.dtype == x.dtype:
             matrix, out = self.matrix[0].t(), y[:, 0]
             torch.mm(x, matrix, out=out) if add is None else torch.addmm(add[:, 0], x, matrix, out=out)
             return

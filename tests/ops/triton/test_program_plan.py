@@ -50,6 +50,15 @@ def test_a_feed_forward_layer_of_one_row_is_two_launches_that_compute_it():
     torch.testing.assert_close(y, x + (nn.functional.silu(a) * b) @ down.T, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_mapped_may_be_an_activation_alone():
+    p = program()
+    x, weight = p.register(6), matrix(p, 5, 6)
+    x.normal_()
+    y = p.linear(p.gate("sigmoid", x), weight)
+    assert len(plan_of(p)) == 1
+    torch.testing.assert_close(y, x.sigmoid() @ weight.T, rtol=1e-5, atol=1e-5)
+
+
 def test_what_two_read_is_written():
     p = program()
     x, first = p.register(4), matrix(p, 4, 4)
