@@ -71,6 +71,28 @@ def test_an_operator_is_one_graph_with_the_same_results(name, backend, monkeypat
             torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["mlstm", "slstm", "gated_norm"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_sequences_of_any_length_are_the_same_graph(name, backend, monkeypatch):
+    if reason := why_unusable(name, backend, torch.device("cpu")):
+        pytest.skip(reason)
+    monkeypatch.setenv("EXLSTM_BACKEND", backend)
+    torch._dynamo.reset()
+    run, inputs = CALLS[name]()
+    graphs = []
+
+    def counted(graph, example):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(run, fullgraph=True, backend=counted, dynamic=True)
+    for time in (129, 131, 140):  # all longer than a chunk
+        of_length = [normal(3, time, *x.shape[2:]) if x.dim() > 1 and len(x) == 2 else x for x in inputs]
+        torch.testing.assert_close(compiled(*of_length)[0], run(*of_length)[0])
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize("make", [lambda: MLSTM(32, 2), lambda: MLSTMLarge(32, 2), lambda: SLSTM(32, 2)])
 def test_a_layer_is_one_graph(make):
     torch._dynamo.reset()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.triton.launch import as_bytes, launch, padded, precision
-from exlstm.ops.triton.mlstm_tiles import tiles_of
+from exlstm.ops.triton.mlstm_tiles import for_few, tiles_of
 
 GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
 
@@ -17,7 +17,7 @@ class Call:
     def __init__(self, q: Tensor, v: Tensor, chunk_size: int, sigmoid: bool) -> None:
         self.batch, time, self.heads, self.dk = q.shape
         self.dv, self.scale, self.normalised = v.shape[-1], q.shape[-1] ** -0.5, not sigmoid
-        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, self.batch * self.heads, chunk_size)
+        self.tiles = tiles_of(q.dtype, self.dk, self.dv, time, chunk_size)
         self.rows, self.chunks = self.batch * self.heads, -(-time // self.tiles.chunk)
         self.over_chunks = (self.chunks, self.rows)
         self.sizes = {"T": time, "H": self.heads, "N": self.chunks, "L": self.tiles.chunk}
@@ -100,7 +100,7 @@ class Call:
         """A memory from chunk to chunk: C0, n0 before all, C, n before each, or None, and C1, n1 after all."""
         from exlstm.ops.triton import mlstm_kernels as kernels
 
-        tile = self.tiles.states
+        tile = for_few(self.tiles.states, self.rows, self.dk, self.dv)
         launch(
             kernels.states_kernel, (-(-self.dk // tile.rows) * tile.across(self.dv), self.rows), **tile.compiled,
             kw_ptr=kw, v_ptr=v, nw_ptr=nw, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,

@@ -78,8 +78,8 @@ _FLOAT32 = Tiles(
 )
 
 
-def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, rows: int, chunk_size: int = 0) -> Tiles:
-    """The tiles for a call of `rows` heads of a batch; a `chunk_size` of 0 leaves that to the table."""
+def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, chunk_size: int = 0) -> Tiles:
+    """The tiles for a call; a `chunk_size` of 0 leaves that to the table."""
     dk, dv = padded(dk), padded(dv)
     if dtype == torch.float32:
         table = _FLOAT32
@@ -89,7 +89,9 @@ def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, rows: int, chunk_s
         table = _WIDE
     else:
         table = _NARROW
-    chunk = min(padded(chunk_size or table.chunk), LONGEST, padded(time))
+    chunk = min(padded(chunk_size or table.chunk), LONGEST)
+    if time < chunk:  # asked first: what is compiled for sequences of any length is so for all longer ones
+        chunk = padded(time)
 
     def fitted(tile: Tile) -> Tile:
         return tile._replace(
@@ -97,7 +99,11 @@ def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, rows: int, chunk_s
         )
 
     tiles = Tiles(chunk, *(fitted(tile) for tile in table[1:]))
-    states = tiles.states._replace(rows=min(table.states.rows, dk))
-    while 2 * rows * -(-dk // states.rows) * states.across(dv) <= PROCESSORS and states.rows > 16:
-        states = states._replace(rows=states.rows // 2)
-    return tiles._replace(states=states)
+    return tiles._replace(states=tiles.states._replace(rows=min(table.states.rows, dk)))
+
+
+def for_few(tile: Tile, rows: int, dk: int, dv: int) -> Tile:
+    """The tile of memories for a call of `rows` heads of a batch: smaller where otherwise processors were idle."""
+    while 2 * rows * -(-padded(dk) // tile.rows) * tile.across(padded(dv)) <= PROCESSORS and tile.rows > 16:
+        tile = tile._replace(rows=tile.rows // 2)
+    return tile
