@@ -55,10 +55,11 @@ class TritonProgram(Program):
         if self._graph is not None:
             self._graph.replay()
         elif self._plan and self.device.type == "cuda":
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(self.device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._execute()
-            self._graph.replay()
+            self._graph = graph
+            graph.replay()
         else:
             self._plan = self._plan or planned(self._nodes, one_row=self.batch == 1)
             self._execute()

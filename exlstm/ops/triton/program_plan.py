@@ -1,4 +1,4 @@
-"""Which instructions of a step program run as one: a launch costs about as long as reading eight megabytes.
+"""Which instructions of a step program run as one: a launch takes microseconds, in which a GPU could read megabytes.
 
 Two nodes become one where the second alone reads what the first writes, which is then never written. The one stands
 where the second stood, so nothing between may change what the first reads.
