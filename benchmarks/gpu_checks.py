@@ -23,6 +23,7 @@ FLOOR = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 4 * 64 * 2.0**-24}
 MOST = 2.0  # times the error of PyTorch's own operations
 EXACT = 1e-9  # between the oracle and the reference, both float64
 BATCH, HEADS = 2, 2
+LONG = 9000
 GATES = {"trained": (3.0, 1.5), "extreme": (0.0, 10.0)}  # mean of forget gates, deviation of all
 
 #          DK   DV
@@ -48,6 +49,9 @@ def cases(operator: str, seed: int) -> list[dict[str, Any]]:
         for dtype, dk, dv in _variants(operator, gate)
         if sequence in SEQUENCES[:3] or (gate == "exp" and dtype != "float16")
     ]
+    if operator == "mlstm":  # a walk that is cut into segments
+        long = [_case(operator, "exp", x, 64, 128, LONG, True, True, "trained", seed) for x in ("bfloat16", "float32")]
+        kernels[4:4] = long
     return oracles + kernels
 
 

@@ -14,6 +14,7 @@ from benchmarks import gpu, gpu_checks, gpu_decode, gpu_layer, gpu_report, gpu_w
 from benchmarks.gpu_report import Results
 from benchmarks.gpu_workers import Task
 from exlstm.ops import mlstm
+from exlstm.ops.triton import mlstm_tiles
 
 LENGTHS = (1024, 65536)
 CASE = gpu_checks.small_cases("mlstm", 1)[1]
@@ -234,6 +235,15 @@ def test_the_page_has_the_times_the_promises_and_what_was_not_measured(results, 
     assert "log-linear attention" in page.partition("## Not measured")[2]
     assert "- decode: 1 not reached in the time given" in page
     assert json.loads((tmp_path / "GPU-x.json").read_text())["card"] == "a card"
+
+
+def test_a_walk_in_segments_is_among_the_checks():
+    long = [case for case in gpu_checks.cases("mlstm", 1) if case["time"] == gpu_checks.LONG]
+    assert len(long) == 2
+    for case in long:
+        tiles = mlstm_tiles.tiles_of(gpu_checks.DTYPES[case["dtype"]], case["dk"], case["dv"], case["time"])
+        rows, chunks = gpu_checks.BATCH * gpu_checks.HEADS, -(-case["time"] // tiles.chunk)
+        assert mlstm_tiles.segments_of(tiles.states, rows, case["dk"], case["dv"], chunks) > 1
 
 
 @pytest.mark.parametrize("part", gpu_layer.PARTS)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from exlstm.ops.triton.launch import as_bytes, launch, padded, precision
-from exlstm.ops.triton.mlstm_tiles import for_few, tiles_of
+from exlstm.ops.triton.mlstm_tiles import Tile, for_few, segments_of, tiles_of
 
 GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
+START_BLOCK = 1024  # entries of memories that are chained at once
+
+_Memory = tuple[Tensor | None, Tensor | None]  # C and n
 
 
 class Call:
@@ -98,14 +101,52 @@ class Call:
         reverse: bool,
     ) -> None:
         """A memory from chunk to chunk: C0, n0 before all, C, n before each, or None, and C1, n1 after all."""
+        inputs: dict[str, Any] = {"kw_ptr": kw, "v_ptr": v, "nw_ptr": nw, "kept_ptr": kept, "REVERSE": reverse}
+        tile = self.tiles.states
+        segments = segments_of(tile, self.rows, self.dk, self.dv, self.chunks)
+        if segments == 1:
+            tile = for_few(tile, self.rows, self.dk, self.dv)
+        else:
+            made, keep = self._memories(v, segments), kept.new_empty(self.rows, segments)
+            nothing = dict.fromkeys(("C0_ptr", "n0_ptr", "C_ptr", "n_ptr"))
+            self._walk(tile, segments, **inputs, **nothing, C1_ptr=made[0], n1_ptr=made[1], keep1_ptr=keep)
+            if C is None:
+                self._chain((C0, n0), made, keep, (None, None), (C1, n1))
+                return
+            before = self._memories(v, segments)
+            self._chain((C0, n0), made, keep, before, (None, None))
+            C0, n0 = before
+        self._walk(tile, segments, **inputs, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1)
+
+    def _walk(self, tile: Tile, segments: int, **arguments: Any) -> None:
+        """From chunk to chunk, in so many segments at once."""
         from exlstm.ops.triton import mlstm_kernels as kernels
 
-        tile = for_few(self.tiles.states, self.rows, self.dk, self.dv)
+        programs = -(-self.dk // tile.rows) * tile.across(self.dv), self.rows * segments
         launch(
-            kernels.states_kernel, (-(-self.dk // tile.rows) * tile.across(self.dv), self.rows), **tile.compiled,
-            kw_ptr=kw, v_ptr=v, nw_ptr=nw, kept_ptr=kept, C0_ptr=C0, n0_ptr=n0, C_ptr=C, n_ptr=n, C1_ptr=C1, n1_ptr=n1,
-            BL=tile.inner, BK=tile.rows, BV=tile.columns, REVERSE=reverse, **self.sizes, **self.products,
+            kernels.states_kernel, programs, **tile.compiled,
+            CHUNKS=-(-self.chunks // segments), SEGMENTS=segments, BL=tile.inner, BK=tile.rows, BV=tile.columns,
+            **({"keep1_ptr": None} | arguments), **self.sizes, **self.products,
         )  # fmt: skip
+
+    def _chain(self, first: _Memory, made: _Memory, keep: Tensor, before: _Memory, last: _Memory) -> None:
+        """C and n before each segment, and after all, from those before all and what each segment makes and keeps."""
+        from exlstm.ops.triton import mlstm_kernels as kernels
+
+        for x0, of_segment, x, x1 in zip(first, made, before, last, strict=True):
+            if of_segment is not None:
+                size = of_segment[0, 0].numel()
+                launch(
+                    kernels.starts_kernel, (-(-size // START_BLOCK), self.rows), warps=4, stages=1,
+                    x0_ptr=x0, made_ptr=of_segment, keep_ptr=keep, x_ptr=x, x1_ptr=x1, SEGMENTS=keep.shape[1],
+                    SIZE=size, BLOCK=START_BLOCK,
+                )  # fmt: skip
+
+    def _memories(self, v: Tensor, segments: int) -> _Memory:
+        """Room for C and n of every segment."""
+        shape = self.rows, segments, self.dk
+        C = v.new_empty(*shape, self.dv, dtype=torch.float32)
+        return C, v.new_empty(shape, dtype=torch.float32) if self.normalised else None
 
     def gate_outputs(self, v: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Room for what `gates` writes; a sixth number of all steps is for d."""

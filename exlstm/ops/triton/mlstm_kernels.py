@@ -168,17 +168,20 @@ def weighted_kernel(
 
 @triton.jit
 def states_kernel(
-    kw_ptr, v_ptr, nw_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr,
-    T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    REVERSE: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
+    kw_ptr, v_ptr, nw_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr, keep1_ptr,
+    T, H, N, CHUNKS, SEGMENTS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
+    BV: tl.constexpr, REVERSE: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of the memory of one head, from chunk to chunk: that before a chunk goes to C_ptr [B H, N, DK, DV].
 
     It takes the steps' products kw_t v_t^T, and nw of every chunk. In REVERSE it goes from the last chunk to the first,
     as gradients do: what comes in is that of the memory after the last chunk, what goes to C_ptr that after a chunk.
     Without C_ptr and n_ptr only the memory after all chunks is written.
+
+    Programs share the way, CHUNKS chunks each, from a memory C0_ptr [B H, SEGMENTS, DK, DV] for each. The last writes
+    C1_ptr [B H, DK, DV]; but with keep1_ptr, all do, to C1_ptr [B H, SEGMENTS, DK, DV], and what they keep of C0.
     """
-    tile, row = tl.program_id(0), tl.program_id(1)
+    tile, row, segment = tl.program_id(0), tl.program_id(1) // SEGMENTS, tl.program_id(1) % SEGMENTS
     tiles: tl.constexpr = (DV + BV - 1) // BV
     b, head = row // H, row % H
     d = (tile // tiles) * BK + tl.arange(0, BK)
@@ -187,19 +190,21 @@ def states_kernel(
     inside = in_d[:, None] & in_e[None, :]
     first = NORMALISED and tile % tiles == 0
     of_tile = d[:, None] * DV + e[None, :]
-    at = row.to(tl.int64) * DK * DV + of_tile
+    own = tl.program_id(1).to(tl.int64)
     C = tl.zeros((BK, BV), tl.float32)
     n = tl.zeros((BK,), tl.float32)
     if C0_ptr is not None:
-        C += tl.load(C0_ptr + at, mask=inside, other=0.0)
+        C += tl.load(C0_ptr + own * DK * DV + of_tile, mask=inside, other=0.0)
     if n0_ptr is not None:
-        n += tl.load(n0_ptr + row * DK + d, mask=in_d, other=0.0)
+        n += tl.load(n0_ptr + own * DK + d, mask=in_d, other=0.0)
     parts: tl.constexpr = L // BL
-    chunk, onwards = row.to(tl.int64) * N, 1
+    begin = segment * CHUNKS
+    end = tl.minimum(begin + CHUNKS, N)
+    chunk, onwards = row.to(tl.int64) * N + begin, 1
     if REVERSE:
-        chunk, onwards = chunk + N - 1, -1
-    kept = tl.load(kept_ptr + chunk)
-    for part in range(N * parts):  # one loop over blocks of steps, so that loads run ahead from chunk to chunk
+        chunk, onwards = row.to(tl.int64) * N + N - 1 - begin, -1
+    kept, keep = tl.load(kept_ptr + chunk, mask=begin < N, other=0.0), 1.0
+    for part in range(begin * parts, end * parts):  # blocks of steps, so that loads run ahead from chunk to chunk
         block = part
         if REVERSE:
             block = N * parts - 1 - part
@@ -207,21 +212,49 @@ def states_kernel(
             if C_ptr is not None:
                 tl.store(C_ptr + chunk * DK * DV + of_tile, C.to(C_ptr.dtype.element_ty), mask=inside)
             C *= kept
+            keep *= kept
             if first:
                 if n_ptr is not None:
                     tl.store(n_ptr + chunk * DK + d, n, mask=in_d)
                 n = n * kept + tl.load(nw_ptr + chunk * DK + d, mask=in_d, other=0.0)
             chunk += onwards
             # A chunk ahead, so that nothing waits for it.
-            kept = tl.load(kept_ptr + chunk, mask=part + parts < N * parts, other=0.0)
+            kept = tl.load(kept_ptr + chunk, mask=part + parts < end * parts, other=0.0)
         t = block * BL + tl.arange(0, BL)
         kw = tl.load(rows_of(kw_ptr, b, t, head, T, H, DK, d), mask=(t < T)[:, None] & in_d[None, :], other=0.0)
         v = tl.load(rows_of(v_ptr, b, t, head, T, H, DV, e), mask=(t < T)[:, None] & in_e[None, :], other=0.0)
         C = tl.dot(tl.trans(kw), v, C, input_precision=PRECISION)
     if C1_ptr is not None:
-        tl.store(C1_ptr + at, C, mask=inside)
-        if first:
-            tl.store(n1_ptr + row * DK + d, n, mask=in_d)
+        to = own
+        if keep1_ptr is None:
+            to = row.to(tl.int64)
+        if (keep1_ptr is not None) | (segment == SEGMENTS - 1):
+            tl.store(C1_ptr + to * DK * DV + of_tile, C, mask=inside)
+            if first:
+                tl.store(n1_ptr + to * DK + d, n, mask=in_d)
+    if keep1_ptr is not None:  # noqa: SIM102 (known when compiled, unlike what is tested next)
+        if tile == 0:
+            tl.store(keep1_ptr + own, keep)
+
+
+@triton.jit
+def starts_kernel(x0_ptr, made_ptr, keep_ptr, x_ptr, x1_ptr, SEGMENTS, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK of SIZE entries of a memory of one head before each segment of the way, and after all.
+
+    x_{g + 1} = keep_g x_g + made_g; x_ptr or x1_ptr may be None.
+    """
+    at, row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
+    inside = at < SIZE
+    x = tl.zeros((BLOCK,), tl.float32)
+    if x0_ptr is not None:
+        x += tl.load(x0_ptr + row * SIZE + at, mask=inside, other=0.0)
+    for segment in range(SEGMENTS):
+        own = row * SEGMENTS + segment
+        if x_ptr is not None:
+            tl.store(x_ptr + own * SIZE + at, x, mask=inside)
+        x = x * tl.load(keep_ptr + own) + tl.load(made_ptr + own * SIZE + at, mask=inside, other=0.0)
+    if x1_ptr is not None:
+        tl.store(x1_ptr + row * SIZE + at, x, mask=inside)
 
 
 @triton.jit

@@ -60,8 +60,8 @@ def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...
                 state = SLSTMState(*torch.empty(4, 16, 2, width))
                 yield partial(slstm.slstm, state=state, **marks(16, 8)), (x, r)
         case "mlstm":
-            batch, time = 32, 300  # heads for whole tiles
-            for dtype, dk, dv in MATRICES:
+            few_and_long = (1, 2**13, torch.bfloat16, 64, 128)  # which is walked in segments
+            for batch, time, dtype, dk, dv in (*((32, 300, *matrix) for matrix in MATRICES), few_and_long):
                 k, v = (torch.empty(batch, time, 2, columns, dtype=dtype) for columns in (dk, dv))
                 gate = torch.empty(batch, time, 2, dtype=dtype)
                 state = MLSTMState(*(torch.empty(batch, 2, *of_head) for of_head in ((dk, dv), (dk,), ())))

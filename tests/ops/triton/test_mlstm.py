@@ -75,8 +75,22 @@ def test_tiles_of_part_of_the_columns_give_the_same(device, columns, monkeypatch
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
 @pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
-def test_the_memory_alone_equals_that_of_the_reference(device, input_gate, state, steps):
-    case = draw("mlstm", 70, state=state, steps=steps)  # two chunks
+def test_a_walk_in_segments_equals_the_reference(device, input_gate, state, steps, monkeypatch):
+    from exlstm.ops.triton import mlstm_tiles
+
+    monkeypatch.setattr(mlstm_tiles, "LEAST_CHUNKS", 2)
+    assert mlstm_tiles.segments_of(mlstm_tiles._FLOAT32.states, 6, 5, 3, 9) == 4  # of 3, 3, 3 and no chunks
+    case = draw("mlstm", 9 * 16 - 5, state=state, steps=steps, input_gate=input_gate)
+    assert_close(*compared(case, device, torch.float32, chunk_size=16), SINGLE)
+
+
+@pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
+@pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+@pytest.mark.parametrize("least", [16, 1], ids=["one walk", "segments"])
+def test_the_memory_alone_equals_that_of_the_reference(device, input_gate, state, steps, least, monkeypatch):
+    monkeypatch.setattr("exlstm.ops.triton.mlstm_tiles.LEAST_CHUNKS", least)
+    case = draw("mlstm", 70 if least > 1 else 250, state=state, steps=steps)  # two chunks, or four
 
     def found(case: Case, **options: Any) -> list[Tensor]:
         return [x.double().cpu() for of in state_and_gradients(case, mlstm_state, **options) for x in of]
