@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -115,12 +116,9 @@ def timed_layer(*, backend: str, batch: int, time: int, channels: int) -> tuple[
     layer = MLSTM(channels // 2, HEADS, inner=channels).to(DTYPE)
 
     def run(x: Tensor, *_: Tensor) -> Tensor:
-        os.environ["EXLSTM_BACKEND"] = backend
-        try:
+        with patch.dict(os.environ, EXLSTM_BACKEND=backend):
             y: Tensor = layer(x)[0]
-            return y
-        finally:
-            del os.environ["EXLSTM_BACKEND"]
+        return y
 
     x = torch.randn(batch, time, channels // 2).to(DTYPE)
     return run, [x, *layer.parameters()], ""

@@ -114,7 +114,7 @@ def mlstm_state(
     """The memory that `mlstm` returns, without its outputs: for a prompt whose outputs nobody reads, or one part of a
     sequence that several processes share.
 
-    Arguments as there. It costs about a quarter of the operations, and no memory for each chunk.
+    Arguments as there. Nothing is read, and no memories of chunks are kept.
 
     Returns:
         the memory after the last step.

@@ -28,10 +28,10 @@ def new(request):
     return lambda batch, **options: TritonProgram(batch, torch.float32, device=DEVICE, **options)
 
 
-def _in_cpp(batch: int, **options) -> Program:
+def _in_cpp(batch: int, dtype: torch.dtype = torch.float64, **options) -> Program:
     if find_compiler() is None:
         pytest.skip("no C++ compiler on this machine")
-    return CPUProgram(batch, torch.float64, **options)
+    return CPUProgram(batch, dtype, **options)
 
 
 def random(p: Program, *shape: int) -> torch.Tensor:
@@ -138,9 +138,7 @@ def test_small_blocks_are_mapped_by_themselves(new, size):
 
 
 def test_gelu_and_gates_in_float32_are_exact_to_rounding():
-    if find_compiler() is None:
-        pytest.skip("no C++ compiler on this machine")
-    p = CPUProgram(1, torch.float32)
+    p = _in_cpp(1, torch.float32)
     x = p.register(4001)
     x.copy_(torch.linspace(-20, 20, 4001))
     results = {kind: p.gate(kind, x) for kind in ("silu", "gelu", "sigmoid")}

@@ -10,7 +10,7 @@ from exlstm.ops.checks import state_dtype
 from exlstm.ops.mlstm import InputGate, MLSTMState
 
 
-class Weights(NamedTuple):
+class FinalWeights(NamedTuple):
     """With what weights the memory C after the last step is made: C = keep C0 + sum_t write_t k_t v_t^T."""
 
     write: Tensor  # [B, T, H]
@@ -50,7 +50,7 @@ def weights_after(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     input_gate: InputGate = "exp",
-) -> Weights:
+) -> FinalWeights:
     """From gate pre-activations [B, T, H] and the stabiliser before them [B, H], or None; differentiable."""
     log_f, log_i = logsigmoid(f), logsigmoid(i) if input_gate == "sigmoid" else i
     if mask is not None:
@@ -70,4 +70,4 @@ def weights_after(
         m = torch.zeros_like(kept)
     else:
         m = torch.maximum(kept + before, weight.amax(1))
-    return Weights((weight - m[:, None]).exp(), (kept + before - m).exp().masked_fill(emptied, 0), m)
+    return FinalWeights((weight - m[:, None]).exp(), (kept + before - m).exp().masked_fill(emptied, 0), m)
