@@ -40,6 +40,7 @@ TOKENS = 65536
 LENGTHS = (1024, 4096, 16384, 65536)
 SHAPES = ((256, 512), (64, 128))
 SCALAR = ((16, 1024, 4, 64), (16, 1024, 4, 192), (64, 512, 4, 128), (1, 1024, 4, 64))  # B, T, heads, head width
+DECODED = (1, 64)  # rows
 LOOP = 128  # steps of the loop of torch calls; the rest would take as long for each
 CHECKED_UNTIL = 0.38  # of the time there is
 DISTRIBUTIONS = ("triton", "numpy", "mlstm_kernels", "flash-linear-attention", "fla-core")
@@ -113,7 +114,7 @@ class _Run:
         self._section("times", list(self._times()), 1, 0.8)
         if "decode" in self.chosen:
             rate = self.results.rate("copy") or float("nan")
-            cases = [{"batch": batch, "rate": rate} for batch in (1, 64)]
+            cases = [{"batch": batch, "rate": rate} for batch in DECODED]
             self._section("decode", [Task("benchmarks.gpu_decode:decode", cases)], 1, 0.9)
         self._section("times", list(self._last_times()), 1, 1.0)
 
@@ -136,6 +137,8 @@ class _Run:
             [Task("benchmarks.gpu_work:compiled", cases) for cases in self._to_compile(group)]
             for group in (COMPILED_FIRST, COMPILED_LAST)
         )
+        if "decode" in self.chosen:
+            compiled_first += [Task("benchmarks.gpu_decode:compiled", [{"batch": batch}]) for batch in DECODED]
         head = 16  # enough to begin with; then what takes longest
         yield from (*checks[:head], *compiled_first, *checks[head:], *compiled_last)
 

@@ -31,6 +31,7 @@ class Sizes(NamedTuple):
 
 
 LARGE = Sizes()
+SMALL = LARGE._replace(blocks=2)  # with the same kernels
 
 
 def rates(what: str, *, clock: Clock = event_clock) -> dict[str, Any]:
@@ -54,8 +55,7 @@ def decode(
     `rate` is that of `rates("copy")`, of which the share is one.
     """
     model = _model(sizes, device)
-    with patch.dict(os.environ, EXLSTM_BACKEND="triton"):  # asked for: it is not yet taken by itself
-        decoder = Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch)
+    decoder = _decoder(model, batch)
     prompt = torch.randint(sizes.vocabulary, (batch, TOKENS + 1), device=device)
     _, begun = model.backbone(model.embedding(prompt[:, :-1]))
     decoder.load(begun)
@@ -84,6 +84,23 @@ def decode(
         "logits_differ": difference,
         "passed": difference < 0.1,
     }
+
+
+@torch.no_grad()
+def compiled(batch: int, *, sizes: Sizes = SMALL, device: str = "cuda") -> dict[str, Any]:
+    """Take two steps, and so compile, on disk, what `decode` takes its steps by."""
+    model = _model(sizes, device)
+    decoder = _decoder(model, batch)
+    tokens = torch.zeros(batch, dtype=torch.int64, device=device)
+    model.backbone(model.embedding(tokens[:, None].expand(-1, TOKENS)))
+    for _ in range(2):
+        decoder.step(tokens)
+    return {"compiled": True}
+
+
+def _decoder(model: "_Model", batch: int) -> Decoder:
+    with patch.dict(os.environ, EXLSTM_BACKEND="triton"):  # asked for: it is not yet taken by itself
+        return Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch)
 
 
 class _Model(nn.Module):

@@ -279,6 +279,7 @@ def test_a_decode_step_is_compared_and_its_bytes_are_counted(batch):
     assert found["state_bytes"] == memories
     assert found["bytes"] == 2 * (found["parameters"] - 50 * 64) + 2 * memories
     assert found["share"] == pytest.approx(found["bytes"] / found["seconds"] / 1e9)
+    assert gpu_decode.compiled(batch, sizes=sizes, device="cpu")
 
 
 def test_it_needs_nothing_that_a_bare_machine_has_not():
