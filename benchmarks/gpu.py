@@ -45,14 +45,23 @@ LOOP = 128  # steps of the loop of torch calls; the rest would take as long for 
 CHECKED_UNTIL = 0.38  # of the time there is
 DISTRIBUTIONS = ("triton", "numpy", "mlstm_kernels", "flash-linear-attention", "fla-core")
 
-CONTESTANTS = {  # those with a promise first; compiling and tuning flash-linear-attention's takes longest
-    "mlstm": ("mlstm", *XL_CHUNK, "flash attention", "mlstm sigmoid", "xl_chunk sigmoid 128"),
+GATED = ("mlstm torch", "simple GLA", "gated delta rule")
+CONTESTANTS = {
+    "mlstm": ("mlstm", *XL_CHUNK, "flash attention", "mlstm sigmoid", "xl_chunk sigmoid 128", *GATED),
     "hmlstm": ("mlstm", "hmlstm", "log-linear attention"),
     "slstm": ("slstm", "slstm + Linear", "nn.LSTM", "nn.LSTM float16", "slstm torch"),
+    "layer": tuple(gpu_layer.CONTESTANTS),
 }
-LAST = ("mlstm torch", "simple GLA", "gated delta rule")
-COMPILED_FIRST = (*XL_CHUNK, "log-linear attention", "xl_chunk sigmoid 128")
-COMPILED_LAST = ("simple GLA", "gated delta rule")
+# The order of the times: ours with a promise, then what they are compared with; what no promise needs, after decoding.
+PROMISED = ("mlstm", "hmlstm", "slstm", "slstm + Linear", "nn.LSTM", "nn.LSTM float16")
+COMPARED = ("xl_chunk 128, 8 warps", "xl_chunk 256, 8 warps", "flash attention", "log-linear attention")
+TIMED_FIRST = (*PROMISED, *COMPARED, *CONTESTANTS["layer"], "slstm torch", "mlstm sigmoid")
+TIMED_LAST = ("xl_chunk 128", "xl_chunk 256", "xl_chunk sigmoid 128", *GATED)
+COMPILED_FIRST = (
+    *("xl_chunk 128, 8 warps", "xl_chunk 256, 8 warps", "log-linear attention"),
+    *("xl_chunk 128", "xl_chunk 256", "xl_chunk sigmoid 128"),
+)
+COMPILED_LAST = ("simple GLA", "gated delta rule")  # compiling and tuning these takes longest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,13 +95,13 @@ class _Run:
     def __init__(self, options: argparse.Namespace, quick: bool, seed: int, lengths: Sequence[int]) -> None:
         self.options, self.quick, self.seed, self.lengths = options, quick, seed, lengths
         self.chosen: tuple[str, ...] = options.only
-        self.operators = [operator for operator in OPERATORS if operator in self.chosen]
         # hmlstm is compared with mlstm, and decoding is made of it.
         needed = {"mlstm"} if {"hmlstm", "decode"} & set(self.chosen) else set()
         self.checked = [operator for operator in OPERATORS if operator in needed | set(self.chosen)]
         self.around = gpu_layer.PARTS if "layer" in self.chosen else ()
         self.begun = time.monotonic()
         self.results = Results()
+        self.ending: dict[tuple[Any, ...], Row] = {}  # compilations that ended their process, by `_kind`
         self.facts: dict[str, str] = {}
         self.stem = ""
         self.page: Path | None = None
@@ -111,12 +120,12 @@ class _Run:
         self._rates()
         self._section("checks", list(self._checks()), max(1, min(16, os.cpu_count() or 1)), CHECKED_UNTIL)
         # Decoding is short, and matters more than peers without a promise.
-        self._section("times", list(self._times()), 1, 0.8)
+        self._section("times", list(self._times(TIMED_FIRST)), 1, 0.8)
         if "decode" in self.chosen:
             rate = self.results.rate("copy") or float("nan")
             cases = [{"batch": batch, "rate": rate} for batch in DECODED]
             self._section("decode", [Task("benchmarks.gpu_decode:decode", cases)], 1, 0.9)
-        self._section("times", list(self._last_times()), 1, 1.0)
+        self._section("times", list(self._times(TIMED_LAST)), 1, 1.0)
 
     def _rates(self) -> None:
         task = Task("benchmarks.gpu_decode:rates", [{"what": what} for what in ("copy", "product")])
@@ -144,31 +153,24 @@ class _Run:
 
     def _to_compile(self, group: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """What takes long to compile one kernel after the other, when its turn to be timed has come."""
-        wanted = {who for operator in self.operators for who in CONTESTANTS[operator]}
-        wanted |= set(LAST if "mlstm" in self.operators else ())
-        for who in group:
+        for who in self._taking_part(group):
             lengths = self.lengths if who == "log-linear attention" else self.lengths[:1]  # it has kernels for each
-            if who in wanted:
-                for dk, dv in SHAPES:
-                    yield [{"who": who, "batch": 1, "time": length, "dk": dk, "dv": dv} for length in lengths]
+            for dk, dv in SHAPES:
+                yield [{"who": who, "batch": 1, "time": length, "dk": dk, "dv": dv} for length in lengths]
 
-    def _times(self) -> Iterator[Task]:
-        function, seen = "benchmarks.gpu_work:timed", set()
-        for operator in self.operators:
-            if operator == "slstm":
-                yield from (Task(function, list(_scalar_cases(who))) for who in CONTESTANTS["slstm"])
-                continue
-            for who in CONTESTANTS[operator]:
-                if who not in seen:
-                    yield from (Task(function, list(self._cases(who, *shape))) for shape in SHAPES)
-                seen.add(who)
-        if self.around:
-            yield from (Task(function, list(gpu_layer.timed_cases(who))) for who in gpu_layer.CONTESTANTS)
+    def _taking_part(self, group: Sequence[str]) -> list[str]:
+        wanted = {who for part in self.chosen for who in CONTESTANTS.get(part, ())}
+        return [who for who in group if who in wanted]
 
-    def _last_times(self) -> Iterator[Task]:
-        if "mlstm" in self.operators:
-            for who in LAST:
-                yield from (Task("benchmarks.gpu_work:timed", list(self._cases(who, *shape))) for shape in SHAPES)
+    def _times(self, group: Sequence[str]) -> Iterator[Task]:
+        function = "benchmarks.gpu_work:timed"
+        for who in self._taking_part(group):
+            if who in CONTESTANTS["layer"]:
+                yield Task(function, list(gpu_layer.timed_cases(who)))
+            elif who in CONTESTANTS["slstm"]:
+                yield Task(function, list(_scalar_cases(who)))
+            else:
+                yield from (Task(function, list(self._cases(who, *shape))) for shape in SHAPES)
 
     def _cases(self, who: str, dk: int, dv: int) -> Iterator[dict[str, Any]]:
         lengths = self.lengths[:1] if who == "mlstm torch" else self.lengths
@@ -182,19 +184,30 @@ class _Run:
         until = self.begun + 60 * self.options.minutes * share
 
         def found(row: Row) -> None:
-            if name == "checks" and "operator" not in row:  # a peer's kernels; what fails will fail again
+            if name != "checks" or "operator" in row:
+                self.results.rows[name].append(row)
+            elif "who" in row and gpu_workers.ended(row):  # a peer's kernels; any other failure will come again
+                self.ending[_kind(row)] = row
+            else:
                 return
-            self.results.rows[name].append(row)
-            if "problem" in row and row["problem"] != gpu_workers.OUT_OF_TIME:
+            if "problem" in row and not row["problem"].startswith((gpu_workers.OUT_OF_TIME, gpu_workers.UNTRIED)):
                 self.say(f"{name}: {', '.join(map(str, row.values()))}"[:300])
 
-        gpu_workers.run(tasks, found, processes=processes, until=until)
+        tried = [task for task in tasks if _kind(task.cases[0]) not in self.ending]
+        gpu_workers.run(tried, found, processes=processes, until=until)
+        for case in chain.from_iterable(task.cases for task in tasks if task not in tried):
+            found(case | gpu_workers.untried(self.ending[_kind(case)]))
         if self.options.out or not self.quick:
             self.page = write(self.options.out or RESULTS, self.stem, self.facts, self.results, self.lengths)
         self.say(f"{name} done")
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.begun:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+def _kind(case: dict[str, Any]) -> tuple[Any, ...]:
+    """Cases of one kind share their kernels."""
+    return tuple(case.get(name) for name in ("who", "dk", "dv"))
 
 
 def _scalar_cases(who: str) -> Iterator[dict[str, Any]]:

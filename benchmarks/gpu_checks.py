@@ -4,6 +4,9 @@ The oracle is our chunkwise backend in float64, itself compared with the step-by
 compared are outputs, final states and the gradients, in all inputs, of a random mixture of both, on the same rounded
 inputs. The measure is ||x - exact|| / ||exact|| of each tensor, and no tensor's may be over twice what the chunkwise
 backend has on the same inputs in the same precision, or what rounding alone costs, if that is more (`FLOOR`).
+
+In float32 "twice" is in units of what a product's rounding costs. PyTorch's are exact to 2^-24; ours are three products
+of tf32, whose two operands of 22 bits and lost fourth product cost 2^-22 each, 12 times as much.
 """
 
 import warnings
@@ -20,7 +23,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {"mlstm": mlstm, "hmlstm": hmlstm, "s
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 # Of the result, in half precision; in float32 of sums over a chunk of 64 steps, 2^-24 each, a quarter of which remains.
 FLOOR = {"bfloat16": 2.0**-9, "float16": 2.0**-12, "float32": 4 * 64 * 2.0**-24}
-MOST = 2.0  # times the error of PyTorch's own operations
+MOST = {"bfloat16": 2.0, "float16": 2.0, "float32": 2.0 * 12}  # times the error of PyTorch's own operations
+# Of losses, as in training: the gradient of a state [256, 512] or of a read near 0 is beyond float16's largest number.
+LOSS_SCALE = {"float16": 2.0**-10}
 EXACT = 1e-9  # between the oracle and the reference, both float64
 BATCH, HEADS = 2, 2
 LONG = 9000
@@ -126,12 +131,12 @@ def judged(dtype: str, run: Callable[[torch.dtype, str], dict[str, Tensor]]) -> 
     rows = []
     for name, x in exact.items():
         error, other = relative(ours[name], x), relative(theirs[name], x)
-        ratio = error / max(other, FLOOR[dtype] / MOST)
+        ratio = error / max(other, FLOOR[dtype] / MOST[dtype])
         rows.append(
             {"tensor": name, "error": error, "torch": other, "ratio": ratio if ratio == ratio else float("inf")}
         )
     worst = max(rows, key=lambda row: row["ratio"])
-    return {**worst, "same_bits": same, "output": rows[0], "passed": worst["ratio"] <= MOST and same}
+    return {**worst, "same_bits": same, "output": rows[0], "passed": worst["ratio"] <= MOST[dtype] and same}
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
@@ -227,9 +232,10 @@ def _results(case: dict[str, Any], inputs: list[Any], dtype: torch.dtype, backen
     if state is not None:
         sources |= {f"{name} before": x for name, x in state._asdict().items() if x.is_floating_point()}
     generator = torch.Generator(device=h.device).manual_seed(seed + 1000)
-    mixed, weights = [], []
+    mixed, weights, scale = [], [], LOSS_SCALE.get(case["dtype"], 1.0)
     for x in outputs.values():
-        weight = torch.randn(x.shape, device=x.device, dtype=torch.float32, generator=generator).to(h.dtype).to(x.dtype)
+        weight = torch.randn(x.shape, device=x.device, dtype=torch.float32, generator=generator)
+        weight = (scale * weight).to(h.dtype).to(x.dtype)
         if x.requires_grad:
             mixed.append(x)
             weights.append(weight)

@@ -14,15 +14,19 @@ from typing import Any, NamedTuple
 
 Case = dict[str, Any]
 Row = dict[str, Any]
-PRELOADED = ("numpy", "torch", "triton", "exlstm.ops")
+PRELOADED = ("numpy", "torch", "triton", "exlstm.ops", "torch._dynamo")  # the last: any custom operator imports it
 START = ["forkserver"]  # how processes begin; "spawn", which takes seconds for each, where that does not work
 TICK = 0.2  # seconds between looks at the clock
 GRACE = 15.0  # seconds by which a case may be late
 OUT_OF_TIME = "out of time"
+DIED, SILENT, UNTRIED = "its process died", "no answer", "not tried"
 
 
 class Task(NamedTuple):
-    """Cases for one process, in this order; to each, "module:name" gives a row."""
+    """Cases for one process, in this order; to each, "module:name" gives a row.
+
+    After one that ends its process the rest is not tried: what is alike would end alike, and that takes long.
+    """
 
     function: str
     cases: Sequence[Case]
@@ -90,6 +94,10 @@ def run(
                     continue
                 row, lost = answer
                 found(worker.left.pop(0) | row)
+                if ended(row):
+                    for case in worker.left:
+                        found(case | untried(row))
+                    worker.left.clear()
                 _go_on(worker, workers, waiting, lost, until)
     finally:
         for worker in workers:
@@ -123,11 +131,11 @@ def _answer(worker: _Worker, ready: bool, until: float, limit: float) -> tuple[R
             row, lost = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(5)
-            return {"problem": f"its process died (exit code {worker.process.exitcode})"}, True
+            return {"problem": f"{DIED} (exit code {worker.process.exitcode})"}, True
         return row, lost
     now = time.monotonic()
     if now > worker.begun + limit:
-        return {"problem": f"no answer within {limit:g} s"}, True
+        return {"problem": f"{SILENT} within {limit:g} s"}, True
     return (_late(), True) if now > until else None
 
 
@@ -135,11 +143,23 @@ def _late() -> Row:
     return {"problem": OUT_OF_TIME}
 
 
+def ended(row: Row) -> bool:
+    """Whether the case ended its process: died with it, or never answered."""
+    return row.get("problem", "").startswith((DIED, SILENT))
+
+
+def untried(row: Row) -> Row:
+    """The problem of cases that are left out because the one with this row ended its process."""
+    return {"problem": f"{UNTRIED}: {row['problem']} in a case before"}
+
+
 def _serve(connection: Connection) -> None:
     """Answer cases until the other side hangs up."""
     import torch
 
     torch.set_num_threads(1)
+    # Locks that a peer makes get a name, and outlive a process that is killed, unless they are for forks alone.
+    multiprocessing.set_start_method("fork", force=True)
     warnings.simplefilter("ignore")  # of peers, on what they will no longer do some day
     while True:
         try:

@@ -108,12 +108,15 @@ class _Call:
         self.dv, self.levels, self.scale = v.shape[-1], level.shape[-1], q.shape[-1] ** -0.5
         self.tiles: Tiles = tiles_of(q.dtype, self.dk, self.dv, self.time, chunk_size)
         self.at = Tables(*tables)
-        self.chunks, self.memories, self.columns = len(self.at.steps), len(self.at.order), self.at.read.shape[1]
+        self.chunks, self.memories, self.columns = len(self.at.start), len(self.at.order), self.at.read.shape[1]
         self.inside = self.tiles.chunk.bit_length() - 1
         # Sums over all steps: float16 could not hold them.
         self.memory_dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
         self.widths = {"DK": self.dk, "DV": self.dv}
-        self.sizes: dict[str, Any] = {"steps_ptr": self.at.steps, "H": self.heads, "L": self.tiles.chunk}
+        self.sizes: dict[str, Any] = {
+            "steps_ptr": self.at.steps if self.at.steps.numel() else None, "T": self.time,
+            "PER_ROW": self.chunks // self.batch, "H": self.heads, "L": self.tiles.chunk,
+        }  # fmt: skip
         self.products = {"PRECISION": precision(q.dtype)}
         self.table = {"R": self.columns, "INSIDE": self.inside}
         self.over_chunks = (self.chunks, self.heads)
@@ -179,8 +182,10 @@ def _forward(
         kernels.gates_kernel, call.over_chunks, warps=4, stages=1,
         i_ptr=i, f_ptr=f, a_ptr=a, F_ptr=F, total_ptr=totals, **call.sizes,
     )  # fmt: skip
-    elapsed[0] = 0
-    torch.cumsum(totals, 0, out=elapsed[1:])
+    launch(
+        kernels.elapsed_kernel, (call.heads,), warps=4, stages=1,
+        total_ptr=totals, elapsed_ptr=elapsed, M=call.chunks, H=call.heads, BLOCK=min(256, padded(call.chunks)),
+    )  # fmt: skip
     if C0 is not None and n0 is not None and m0 is not None:
         base = elapsed[at.first]
         for x, y, fill in ((C, C0, 0.0), (n, n0, 0.0), (G, m0.double() - base[..., None], -torch.inf)):
@@ -293,6 +298,12 @@ def _backward(
         k_ptr=k, v_ptr=v, a_ptr=a, A_ptr=A, dS_ptr=dS, rows_ptr=rows, BLOCK=tiles.block, **tile.blocks, **by_read,
     )  # fmt: skip
 
+    ur, dn_read = (a.new_empty(M, call.heads, call.columns, width) for width in (tiles.chunk, call.dk))
+    launch(
+        kernels.shares_kernel, call.over_chunks, warps=8, stages=1,
+        q_ptr=q, table_ptr=table, r_ptr=r, dd_ptr=dd, reads_ptr=at.reads, ur_ptr=ur, dn_read_ptr=dn_read,
+        scale=call.scale, DK=call.dk, BD=min(64, padded(call.dk)), **call.sizes, **call.table,
+    )  # fmt: skip
     dC, dn = torch.empty_like(C), torch.empty_like(n)
     tile = tiles.memories_backward
     programs = tile.across(call.dk, call.dv)
@@ -304,8 +315,9 @@ def _backward(
             launch(
                 kernels.memories_backward_kernel, (count * programs, call.heads), **tile.compiled,
                 C_ptr=C, n_ptr=n, G_ptr=G, order_ptr=at.order, parent_ptr=at.parent, final_ptr=at.final,
-                readers_ptr=at.readers, dC_ptr=dC, dn_ptr=dn, link_ptr=links, begin=begin, N=call.memories,
-                ADD=add, READ=read, PART=part, **tile.blocks, **ends, **by_read,
+                readers_ptr=at.readers, dC_ptr=dC, dn_ptr=dn, link_ptr=links, ur_ptr=ur, dn_read_ptr=dn_read,
+                begin=begin, N=call.memories, R=call.columns, ADD=add, READ=read, PART=part,
+                **tile.blocks, **ends, **common,
             )  # fmt: skip
 
     large = len(counts) - 1 - SMALL
@@ -339,7 +351,7 @@ def _backward(
         **tile.compiled, dh_ptr=dh, A_ptr=A, dv_ptr=dv, **tile.blocks, **written,
     )  # fmt: skip
 
-    sums, between = G.new_empty(M, call.columns, call.heads), torch.empty_like(a[..., 0])
+    sums, between = G.new_empty(call.heads, call.columns, M), torch.empty_like(a[..., 0])
     gates: dict[str, Any] = {
         "f_ptr": f, "rows_ptr": rows, "qdq_ptr": qdq, "kdk_ptr": kdk, "kdk_after_ptr": kdk_after,
         "place_ptr": at.place, "reads_ptr": at.reads, "between_ptr": between, "di_ptr": di, "df_ptr": df,
@@ -347,7 +359,7 @@ def _backward(
         **call.sizes, **call.table,
     }  # fmt: skip
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=True, **gates)
-    between.copy_(sent_between(at, sums, *links.double().sum(1)))
+    between.copy_(sent_between(at, sums, *links.sum(1, dtype=torch.float64).mT).T)
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=False, **gates)
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial

@@ -25,22 +25,23 @@ from exlstm.ops.triton.hmlstm_kernels import (
     load_memory,
     load_rows,
     products_of,
+    rows_at,
     rows_of,
     weights_among,
     weights_before,
 )
 
 
-@triton.jit(do_not_specialize=["H"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H"])
 def reads_kernel(
     h_ptr, dh_ptr, steps_ptr, F_ptr, M_ptr, d_ptr, r_ptr, dd_ptr,
-    H, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BV: tl.constexpr,
+    T, PER_ROW, H, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """r and dd of B steps of one chunk and head; BV covers DV."""
     blocks: tl.constexpr = L // B
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * B, tl.program_id(1)
     step = begin + tl.arange(0, B)
-    row, e = tl.load(steps_ptr + c * L + step), tl.arange(0, BV)
+    row, e = rows_at(steps_ptr, c, step, T, PER_ROW, L), tl.arange(0, BV)
     at = (c.to(tl.int64) * H + head) * L + step
     h = load_rows(h_ptr, row, head, H, DV, e).to(tl.float32)
     dh = load_rows(dh_ptr, row, head, H, DV, e).to(tl.float32)
@@ -50,10 +51,10 @@ def reads_kernel(
     tl.store(dd_ptr + at, dd)
 
 
-@triton.jit(do_not_specialize=["H", "R"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def scores_backward_kernel(
     q_ptr, k_ptr, v_ptr, dh_ptr, steps_ptr, a_ptr, table_ptr, r_ptr, dd_ptr, A_ptr, dS_ptr, rows_ptr,
-    H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr,
+    T, PER_ROW, H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr,
     LOG_B: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A_ts r_t and dS [M, H, L, L] in B rows of one chunk and head, and what these rows give to their levels."""
@@ -65,7 +66,7 @@ def scores_backward_kernel(
     table_ptr += chunk * (INSIDE + 1 + R) * L
     rows_ptr += chunk * (INSIDE + 1 + R) * L + begin + offset
     at = (chunk * L + begin + offset)[:, None] * L + offset[None, :]
-    row = tl.load(steps_ptr + c * L + begin + offset)
+    row = rows_at(steps_ptr, c, begin + offset, T, PER_ROW, L)
     r = tl.load(r_ptr + chunk * L + begin + offset)[:, None]
     dd = tl.load(dd_ptr + chunk * L + begin + offset)[:, None]
 
@@ -73,7 +74,7 @@ def scores_backward_kernel(
         total = tl.zeros((B,), tl.float32)
         low = begin >> (b + 1) << (b + 1)
         for s0 in range(low, low + (begin & (1 << b)), B):
-            row_s = tl.load(steps_ptr + c * L + s0 + offset)
+            row_s = rows_at(steps_ptr, c, s0 + offset, T, PER_ROW, L)
             A = products_of(q_ptr, k_ptr, row, row_s, head, H, DK, B, B, BD, PRECISION)
             dA = r * products_of(dh_ptr, v_ptr, row, row_s, head, H, DV, B, B, BD, PRECISION) + dd
             E = scale * weights_before(a_ptr, table_ptr, begin, s0, L, B)
@@ -97,18 +98,41 @@ def scores_backward_kernel(
         tl.store(dS_ptr + at + s0, tl.zeros((B, B), dS_ptr.dtype.element_ty))
 
 
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
+def shares_kernel(
+    q_ptr, steps_ptr, table_ptr, r_ptr, dd_ptr, reads_ptr, ur_ptr, dn_read_ptr,
+    T, PER_ROW, H, R, scale, DK: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Of one chunk and head, for every read: its steps' u_rt r_t / sqrt(DK), and what they add to dn [M, H, R, DK]."""
+    c, head = tl.program_id(0), tl.program_id(1)
+    chunk = c.to(tl.int64) * H + head
+    step = tl.arange(0, L)
+    row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
+    r, dd = scale * tl.load(r_ptr + chunk * L + step), scale * tl.load(dd_ptr + chunk * L + step)
+    table_ptr += (chunk * (INSIDE + 1 + R) + INSIDE + 1) * L + step
+    count = tl.load(reads_ptr + c)
+    for read in range(count):
+        tl.store(ur_ptr + (chunk * R + read) * L + step, tl.load(table_ptr + read * L) * r)
+    for x0 in range(0, DK, BD):
+        x = x0 + tl.arange(0, BD)
+        q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)
+        for read in range(count):
+            dn = tl.sum(q * (tl.load(table_ptr + read * L) * dd)[:, None], 0)
+            tl.store(dn_read_ptr + (chunk * R + read) * DK + x, dn, mask=x < DK)
+
+
 @triton.jit
 def part_weight(G, above):
     """exp(G - above), of a memory as part of one above it; 0 where there is nothing in it."""
     return tl.exp(tl.where(G == NOTHING, NOTHING, G - above)).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["H", "R", "LEVELS", "N", "begin"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS", "N", "begin"])
 def memories_backward_kernel(
-    q_ptr, dh_ptr, steps_ptr, table_ptr, r_ptr, dd_ptr, C_ptr, n_ptr, G_ptr, G1_ptr, dC1_ptr, dn1_ptr,
+    q_ptr, dh_ptr, steps_ptr, ur_ptr, dn_read_ptr, C_ptr, n_ptr, G_ptr, G1_ptr, dC1_ptr, dn1_ptr,
     order_ptr, parent_ptr, final_ptr, readers_ptr, dC_ptr, dn_ptr, link_ptr,
-    begin, N, H, R, LEVELS, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr,
-    BL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ADD: tl.constexpr, READ: tl.constexpr, PART: tl.constexpr,
+    begin, N, T, PER_ROW, H, R, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, ADD: tl.constexpr, READ: tl.constexpr, PART: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dC and dn of one tile of one memory: what is there already (ADD), from its reads (READ), from what it is part of.
@@ -132,20 +156,20 @@ def memories_backward_kernel(
         dn += tl.load(dn_ptr + here * DK + d, mask=in_d, other=0.0)
     if READ:
         first, last = tl.load(readers_ptr + memory), tl.load(readers_ptr + N + memory)
-        column = INSIDE + 1 + tl.load(readers_ptr + 2 * N + memory)
+        column = tl.load(readers_ptr + 2 * N + memory)
         for part in range(first * parts, last * parts):
             c = part // parts
             step = (part % parts) * BL + tl.arange(0, BL)
-            row = tl.load(steps_ptr + c * L + step)
-            chunk = c.to(tl.int64) * H + head
-            u = scale * tl.load(table_ptr + (chunk * (INSIDE + 1 + R) + column) * L + step)
-            q = load_rows(q_ptr, row, head, H, DK, d).to(tl.float32)
-            dh = load_rows(dh_ptr, row, head, H, DV, e)
-            x = q * (u * tl.load(r_ptr + chunk * L + step))[:, None]
+            row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
+            ur = tl.load(ur_ptr + ((c.to(tl.int64) * H + head) * R + column) * L + step)
+            x = load_rows(q_ptr, row, head, H, DK, d).to(tl.float32) * ur[:, None]
             x = x.to(dC_ptr.dtype.element_ty)
+            dh = load_rows(dh_ptr, row, head, H, DV, e)
             dC = tl.dot(tl.trans(x), dh.to(x.dtype), dC, input_precision=PRECISION)
-            if once:
-                dn += tl.sum(q * (u * tl.load(dd_ptr + chunk * L + step))[:, None], 0)
+        dn_read_ptr += ((first.to(tl.int64) * H + head) * R + column) * DK + d
+        for _ in range(first, tl.where(once, last, first)):
+            dn += tl.load(dn_read_ptr, mask=in_d, other=0.0)
+            dn_read_ptr += H * R * DK
     if PART:
         parent, final = tl.load(parent_ptr + memory), -1
         if dC1_ptr is not None:
@@ -180,26 +204,26 @@ def memories_backward_kernel(
         tl.store(dn_ptr + here * DK + d, dn, mask=in_d)
 
 
-@triton.jit(do_not_specialize=["H", "R"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def queries_kernel(
     q_ptr, k_ptr, dh_ptr, steps_ptr, dS_ptr, table_ptr, r_ptr, dd_ptr, read_ptr, reads_ptr, C_ptr, n_ptr,
     dq_ptr, qdq_ptr, rows_ptr,
-    H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, BT: tl.constexpr,
-    BK: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
+    T, PER_ROW, H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr,
+    BT: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq of BT steps of one chunk and head, q . dq of what they read in it, and row sums of reads; BK covers DK."""
     blocks: tl.constexpr = L // BT
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BT, tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
     step = begin + tl.arange(0, BT)
-    row, x = tl.load(steps_ptr + c * L + step), tl.arange(0, BK)
+    row, x = rows_at(steps_ptr, c, step, T, PER_ROW, L), tl.arange(0, BK)
     in_table = chunk * (INSIDE + 1 + R) * L + (INSIDE + 1) * L + step
 
     dq = tl.zeros((BT, BK), tl.float32)
     for s0 in range(0, begin + BT, BS):
         source = s0 + tl.arange(0, BS)
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
-        k = load_rows(k_ptr, tl.load(steps_ptr + c * L + source), head, H, DK, x)
+        k = load_rows(k_ptr, rows_at(steps_ptr, c, source, T, PER_ROW, L), head, H, DK, x)
         dq = tl.dot(dS, k, dq, input_precision=PRECISION)
     q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)
     tl.store(qdq_ptr + chunk * L + step, tl.sum(q * dq, 1))
@@ -230,19 +254,19 @@ def write_weights(a_ptr, elapsed_ptr, G_ptr, chunk, source, L: tl.constexpr, mem
     return tl.exp(tl.load(a_ptr + chunk * L + source) - here)
 
 
-@triton.jit(do_not_specialize=["H", "LEVELS", "slots"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "LEVELS", "slots"])
 def keys_kernel(
     q_ptr, k_ptr, v_ptr, steps_ptr, dS_ptr, a_ptr, elapsed_ptr, G_ptr, dC_ptr, dn_ptr,
     ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dn1_ptr, dk_ptr, kdk_ptr, kdk_after_ptr,
-    slots, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr,
-    BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    slots, T, PER_ROW, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr,
+    BK: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dk of BS steps of one chunk and head, and k . dk of what reads them there and of what does later."""
     blocks: tl.constexpr = L // BS
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BS, tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
     source = begin + tl.arange(0, BS)
-    row, x = tl.load(steps_ptr + c * L + source), tl.arange(0, BK)
+    row, x = rows_at(steps_ptr, c, source, T, PER_ROW, L), tl.arange(0, BK)
 
     later = tl.zeros((BS, BK), tl.float32)
     for e0 in range(0, DV, BD):
@@ -279,7 +303,7 @@ def keys_kernel(
     for t0 in range(begin, L, BT):
         step = t0 + tl.arange(0, BT)
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
-        q = load_rows(q_ptr, tl.load(steps_ptr + c * L + step), head, H, DK, x)
+        q = load_rows(q_ptr, rows_at(steps_ptr, c, step, T, PER_ROW, L), head, H, DK, x)
         dk = tl.dot(tl.trans(dS), q, dk, input_precision=PRECISION)
     k = load_rows(k_ptr, row, head, H, DK, x).to(tl.float32)
     tl.store(kdk_ptr + chunk * L + source, tl.sum(k * dk, 1))
@@ -288,12 +312,12 @@ def keys_kernel(
     tl.store(rows_of(dk_ptr, row, head, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "LEVELS", "slots"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "LEVELS", "slots"])
 def values_kernel(
     k_ptr, dh_ptr, steps_ptr, A_ptr, a_ptr, elapsed_ptr, G_ptr, dC_ptr,
     ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dv_ptr,
-    slots, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BV: tl.constexpr,
-    BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
+    slots, T, PER_ROW, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr,
+    BV: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dv of BS steps in one tile of BV columns, of one chunk and head; A_ptr holds A_ts r_t."""
     across: tl.constexpr = (DV + BV - 1) // BV
@@ -303,7 +327,7 @@ def values_kernel(
     begin = (tile // across) * BS
     e = (tile % across) * BV + tl.arange(0, BV)
     source = begin + tl.arange(0, BS)
-    row = tl.load(steps_ptr + c * L + source)
+    row = rows_at(steps_ptr, c, source, T, PER_ROW, L)
 
     dv = tl.zeros((BS, BV), tl.float32)
     for x0 in range(0, DK, BD):
@@ -333,20 +357,20 @@ def values_kernel(
     for t0 in range(begin, L, BT):
         step = t0 + tl.arange(0, BT)
         A = tl.load(A_ptr + (chunk * L + step)[:, None] * L + source[None, :])
-        dh = load_rows(dh_ptr, tl.load(steps_ptr + c * L + step), head, H, DV, e)
+        dh = load_rows(dh_ptr, rows_at(steps_ptr, c, step, T, PER_ROW, L), head, H, DV, e)
         dv = tl.dot(tl.trans(A), dh, dv, input_precision=PRECISION)
     inside = (row >= 0)[:, None] & (e < DV)[None, :]
     tl.store(rows_of(dv_ptr, row, head, H, DV, e), dv.to(dv_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["H", "R", "LEVELS"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS"])
 def gates_backward_kernel(
     f_ptr, steps_ptr, rows_ptr, qdq_ptr, kdk_ptr, kdk_after_ptr, place_ptr, reads_ptr, between_ptr,
     di_ptr, df_ptr, dlevel_ptr, sums_ptr,
-    H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+    T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's gates and level weights, of one head; with SUMS only what each read sums up to."""
-    c, head = tl.program_id(0), tl.program_id(1)
+    c, head, M = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
     chunk = c.to(tl.int64) * H + head
     step = tl.arange(0, L)
     rows_ptr += chunk * (INSIDE + 1 + R) * L + step
@@ -354,9 +378,9 @@ def gates_backward_kernel(
     if SUMS:
         for r in range(R):
             P = tl.where(r < count, tl.load(rows_ptr + (INSIDE + 1 + r) * L), 0.0)
-            tl.store(sums_ptr + (c.to(tl.int64) * R + r) * H + head, tl.sum(P, 0))
+            tl.store(sums_ptr + (head.to(tl.int64) * R + r) * M + c, tl.sum(P, 0))
     else:
-        row = tl.load(steps_ptr + c * L + step)
+        row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
         at = row.to(tl.int64) * H + head
         column = tl.arange(0, COLUMNS)[None, :]
         dlevel = tl.zeros((L, COLUMNS), tl.float32)

@@ -1,9 +1,10 @@
 """Device code of the hierarchical mLSTM, forward: gates, memories, weights of reads, outputs.
 
 Chunks of L steps are aligned with positions in their document; `steps` [M, L] says where in [B T] their steps lie (-1:
-nowhere), so sequences [B, T, H, D] stay as they are. With F_t the sum of log f within a chunk, E_c that before chunk c
-(`elapsed`, float64) and a_s = i_s - F_s, the log weight of step s is a_s seen from its chunk's start, and a_s - E_c
-seen from chunk 0, the same from wherever it is read. Memories (`hmlstm_tables` says which there are) hold
+nowhere), so sequences [B, T, H, D] stay as they are. Where all rows are full that follows from shapes and is not looked
+up, so that loads wait for no other and run further ahead. With F_t the sum of log f within a chunk, E_c that before
+chunk c (`elapsed`, float64) and a_s = i_s - F_s, the log weight of step s is a_s seen from its chunk's start, and
+a_s - E_c seen from chunk 0, the same from wherever it is read. Memories (`hmlstm_tables` says which there are) hold
 
     C = sum_s exp(a_s - E_c(s) - G) k_s v_s^T,    G = max_s (a_s - E_c(s)),    n likewise of k alone
 
@@ -33,6 +34,17 @@ def bit_length(x):
 
 
 @triton.jit
+def rows_at(steps_ptr, c, step, T, PER_ROW, L: tl.constexpr):
+    """Where in [B T] these steps of chunk c lie; -1: nowhere. Without a table, PER_ROW chunks fill each row of T."""
+    if steps_ptr is None:
+        t = (c % PER_ROW) * L + step
+        row = tl.where(t < T, (c // PER_ROW) * T + t, -1)
+    else:
+        row = tl.load(steps_ptr + c * L + step)
+    return row
+
+
+@triton.jit
 def rows_of(ptr, row, head, H, D: tl.constexpr, d):
     """Pointers [row, d] into a sequence [B T, H, D]."""
     return ptr + (row.to(tl.int64) * H + head)[:, None] * D + d[None, :]
@@ -51,12 +63,12 @@ def load_memory(ptr, memory, head, H, DK: tl.constexpr, DV: tl.constexpr, d, e):
     return tl.load(ptr + at, mask=(d < DK)[:, None] & (e < DV)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["H"])
-def gates_kernel(i_ptr, f_ptr, steps_ptr, a_ptr, F_ptr, total_ptr, H, L: tl.constexpr):
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H"])
+def gates_kernel(i_ptr, f_ptr, steps_ptr, a_ptr, F_ptr, total_ptr, T, PER_ROW, H, L: tl.constexpr):
     """a and F of one chunk and head, and the sum of log f in it, float64 [M, H]."""
     c, head = tl.program_id(0), tl.program_id(1)
     step = tl.arange(0, L)
-    row = tl.load(steps_ptr + c * L + step)
+    row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
     at = row.to(tl.int64) * H + head
     i = tl.load(i_ptr + at, mask=row >= 0, other=NOTHING).to(tl.float32)
     log_f = log_sigmoid(tl.load(f_ptr + at, mask=row >= 0, other=0.0).to(tl.float32))
@@ -67,12 +79,24 @@ def gates_kernel(i_ptr, f_ptr, steps_ptr, a_ptr, F_ptr, total_ptr, H, L: tl.cons
     tl.store(total_ptr + chunk, tl.sum(tl.where(step == L - 1, F, 0.0), 0).to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["H", "LEVELS", "begin", "S"])
+@triton.jit(do_not_specialize=["M", "H"])
+def elapsed_kernel(total_ptr, elapsed_ptr, M, H, BLOCK: tl.constexpr):
+    """The sum of log f of one head before each of M chunks, and after the last, float64 [M + 1, H]."""
+    head, before = tl.program_id(0), tl.full((1,), 0.0, tl.float64)
+    tl.store(elapsed_ptr + head + tl.arange(0, 1), before)
+    for begin in range(0, M, BLOCK):
+        c = begin + tl.arange(0, BLOCK)
+        total = tl.load(total_ptr + c * H + head, mask=c < M, other=0.0)
+        tl.store(elapsed_ptr + (c + 1) * H + head, before + tl.cumsum(total, 0), mask=c < M)
+        before += tl.sum(total, 0)
+
+
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "LEVELS", "begin", "S"])
 def memories_kernel(
     k_ptr, v_ptr, steps_ptr, a_ptr, elapsed_ptr, C_ptr, n_ptr, G_ptr, source_ptr, sources_ptr,
     order_ptr, slot_chunk_ptr, slot_steps_ptr, C1_ptr, n1_ptr, m1_ptr, G1_ptr, slots,
-    begin, H, S, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, FINAL: tl.constexpr, PRECISION: tl.constexpr,
+    begin, T, PER_ROW, H, S, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, FINAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of one memory: of steps, and of memories that are part of it.
 
@@ -105,17 +129,18 @@ def memories_kernel(
     here = (start + scale).to(tl.float32)
 
     C = tl.zeros((BK, BV), tl.float32)
-    n = tl.zeros((BK,), tl.float32)
+    keys = tl.zeros((BL, BK), tl.float32)  # whose sum over steps, taken once, is n
     for s0 in range(low // BL * BL, high, BL):
         source_step = s0 + tl.arange(0, BL)
-        row = tl.load(steps_ptr + c * L + source_step)
+        row = rows_at(steps_ptr, c, source_step, T, PER_ROW, L)
         w = tl.exp(tl.load(a_ptr + chunk * L + source_step) - here)
         if FINAL:
             w = tl.where((source_step >= low) & (source_step < high), w, 0.0)
         k = load_rows(k_ptr, row, head, H, DK, d).to(tl.float32) * w[:, None]
         v = load_rows(v_ptr, row, head, H, DV, e)
-        n += tl.sum(k, 0)
+        keys += k
         C = tl.dot(tl.trans(k.to(v.dtype)), v, C, input_precision=PRECISION)
+    n = tl.sum(keys, 0)
     for x in range(count):
         source = tl.load(source_ptr + table * S + x)
         of_source = source.to(tl.int64) * H + head
@@ -152,16 +177,16 @@ def _before(a, B: tl.constexpr, L: tl.constexpr):
     return tl.reshape(tl.broadcast_to(before[:, :, None], (L // (2 * B), 2, B)), (L,))
 
 
-@triton.jit(do_not_specialize=["H", "R", "LEVELS"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS"])
 def weights_kernel(
     a_ptr, level_ptr, steps_ptr, elapsed_ptr, start_ptr, going_on_ptr, decay0_ptr, G_ptr, read_ptr, place_ptr,
-    reads_ptr, M_ptr, table_ptr, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr,
+    reads_ptr, M_ptr, table_ptr, T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
     """M of one chunk and head, and its `table`."""
     c, head = tl.program_id(0), tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
     step = tl.arange(0, L)
-    row = tl.load(steps_ptr + c * L + step)
+    row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
     present = row >= 0
     level_ptr += (row.to(tl.int64) * H + head) * LEVELS
     a = tl.load(a_ptr + chunk * L + step)
@@ -225,11 +250,11 @@ def weights_among(a_ptr, table_ptr, begin, lev, L: tl.constexpr, B: tl.constexpr
     return tl.exp(tl.where(offset[None, :] <= offset[:, None], a[None, :] + x, NOTHING))
 
 
-@triton.jit(do_not_specialize=["H", "R"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def scores_kernel(
     q_ptr, k_ptr, steps_ptr, a_ptr, table_ptr, read_ptr, reads_ptr, n_ptr, A_ptr, d_ptr,
-    H, R, scale, DK: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr, LOG_B: tl.constexpr,
-    BD: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
+    T, PER_ROW, H, R, scale, DK: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr,
+    LOG_B: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A [M, H, L, L] in B rows of one chunk and head, but for blocks of BLOCK that see nothing; and their d."""
     blocks: tl.constexpr = L // B
@@ -239,7 +264,7 @@ def scores_kernel(
     a_ptr += chunk * L
     table_ptr += chunk * (INSIDE + 1 + R) * L
     A_ptr += (chunk * L + begin + offset)[:, None] * L + offset[None, :]
-    row = tl.load(steps_ptr + c * L + begin + offset)
+    row = rows_at(steps_ptr, c, begin + offset, T, PER_ROW, L)
 
     d = tl.zeros((B,), tl.float32)
     count = tl.load(reads_ptr + c)
@@ -252,7 +277,7 @@ def scores_kernel(
             d += tl.load(table_ptr + (INSIDE + 1 + r) * L + begin + offset) * tl.sum(q * n[None, :], 1)
     d *= scale
     for s0 in range(0, begin, B):
-        row_s = tl.load(steps_ptr + c * L + s0 + offset)
+        row_s = rows_at(steps_ptr, c, s0 + offset, T, PER_ROW, L)
         A = products_of(q_ptr, k_ptr, row, row_s, head, H, DK, B, B, BD, PRECISION)
         A *= scale * weights_before(a_ptr, table_ptr, begin, s0, L, B)
         d += tl.sum(A, 1)
@@ -266,11 +291,11 @@ def scores_kernel(
     tl.store(d_ptr + chunk * L + begin + offset, d)
 
 
-@triton.jit(do_not_specialize=["H", "R"])
+@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def outputs_kernel(
     q_ptr, v_ptr, steps_ptr, A_ptr, F_ptr, M_ptr, d_ptr, table_ptr, read_ptr, reads_ptr, C_ptr, h_ptr,
-    H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, BT: tl.constexpr,
-    BV: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
+    T, PER_ROW, H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr,
+    BT: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """h of BT steps in one tile of BV columns, of one chunk and head."""
     across: tl.constexpr = (DV + BV - 1) // BV
@@ -281,7 +306,7 @@ def outputs_kernel(
     begin = (tile // across) * BT
     e = (tile % across) * BV + tl.arange(0, BV)
     step = begin + tl.arange(0, BT)
-    row = tl.load(steps_ptr + c * L + step)
+    row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
     table_ptr += chunk * (INSIDE + 1 + R) * L + (INSIDE + 1) * L + step
 
     h = tl.zeros((BT, BV), tl.float32)
@@ -295,7 +320,7 @@ def outputs_kernel(
     for s0 in range(0, begin + BT, BS):
         source = s0 + tl.arange(0, BS)
         A = tl.load(A_ptr + (chunk * L + step)[:, None] * L + source[None, :])
-        v = load_rows(v_ptr, tl.load(steps_ptr + c * L + source), head, H, DV, e)
+        v = load_rows(v_ptr, rows_at(steps_ptr, c, source, T, PER_ROW, L), head, H, DV, e)
         h = tl.dot(A, v, h, input_precision=PRECISION)
     m = tl.load(F_ptr + chunk * L + step) + tl.load(M_ptr + chunk * L + step)
     d = tl.load(d_ptr + chunk * L + step)

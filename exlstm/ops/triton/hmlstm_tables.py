@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from exlstm.ops.chunkwise.layout import Layout
 
@@ -24,7 +24,9 @@ ALL_OLDER = 1 << 30  # a place whose xor with any step of a chunk lies past the 
 class Tables(NamedTuple):
     """M chunks of L steps, N memories: M of the chunks, then S B of the state's slots; int32, -1 where nothing is."""
 
-    steps: Tensor  # [M, L] the steps, as indices into [B * T]
+    steps: (
+        Tensor  # [M, L] the steps, as indices into [B * T]; [0] where all rows are full: then they follow one another
+    )
     start: Tensor  # [M] the first chunk of the same document
     going_on: Tensor  # [M] the row whose state the document goes on from
     ending: Tensor  # [M] the row whose last document ends with this chunk
@@ -37,6 +39,7 @@ class Tables(NamedTuple):
     parent: Tensor  # [N] the memory that a memory is part of
     final: Tensor  # [N] the slot of the final state, in [B * levels], that a memory is part of
     readers: Tensor  # [3, N] the first chunk that reads a memory, one past the last, and its column in `read`
+    between: Tensor  # [2, N] int64, where these begin and end in [R, M + 1] of the sums over chunks before each
     held: Tensor  # [S, B] 1 where a slot of the state holds something that is read or kept here
     slot_chunk: Tensor  # [B * levels] the chunk whose steps are part of a slot of the final state
     slot_steps: Tensor  # [2, B * levels] the first of them and one past the last
@@ -53,7 +56,8 @@ def tables_of_full_rows(
     """The tables of rows without masks, resets and states: they follow from the shape alone, so they are kept."""
     with torch.inference_mode(False), torch.no_grad():
         layout = Layout.of(batch, time, size, torch.zeros(batch, dtype=torch.int64, device=device), None, None)
-        return tables_of(layout, batch, levels, None)
+        tables, counts = tables_of(layout, batch, levels, None)
+        return tables._replace(steps=tables.steps.new_empty(0)), counts
 
 
 def tables_of(
@@ -97,7 +101,8 @@ def tables_of(
     }  # fmt: skip
     ints = {name: x.to(torch.int32).contiguous() for name, x in ints.items()}
     ints["steps"] = ints["steps"].unflatten(0, (M, layout.size))
-    return Tables(**ints, last=build.last, first=build.first), tuple(counts[::-1])
+    between = readers[:2] + readers[2].clamp(min=0) * (M + 1)
+    return Tables(**ints, between=between, last=build.last, first=build.first), tuple(counts[::-1])
 
 
 class _Builder:
@@ -223,31 +228,29 @@ def _bit_length(x: Tensor) -> Tensor:
 
 
 def sent_between(at: Tables, sums: Tensor, to_parent: Tensor, to_final: Tensor) -> Tensor:
-    """What log forget gates of each chunk receive from earlier steps read by later ones [M, H], in float64.
+    """What log forget gates of each chunk receive from earlier steps read by later ones [H, M], in float64.
 
     Args:
         at: the tables.
-        sums: [M, R, H] sums of P of what chunks read.
-        to_parent: [N, H] sums of P of memories as part of others.
-        to_final: [N, H] the same as part of the final state.
+        sums: [H, R, M] sums of P of what chunks read.
+        to_parent: [H, N] sums of P of memories as part of others.
+        to_final: [H, N] the same as part of the final state.
     """
-    M, heads = sums.shape[0], sums.shape[-1]
-    lo, hi, column = at.readers.long()
-    before = torch.cat([torch.zeros_like(sums[:1]), sums.cumsum(0)])
-    column = column.clamp(min=0)
-    begins = to_parent + to_final + before[hi, column] - before[lo, column]  # every memory's, at the end of its steps
+    M = sums.shape[-1]
+    before, (first, last) = pad(sums.cumsum(-1), (1, 0)).flatten(1), at.between
+    begins = to_parent + to_final + before[:, last] - before[:, first]  # every memory's, at the end of its steps
 
     def ending(ids: Tensor, parts: Tensor) -> Tensor:
-        return torch.where((ids >= 0)[..., None], parts[ids.clamp(min=0).long()], 0.0)
+        return pad(parts, (0, 1))[:, ids.long()].sum(-1)  # -1 is the nothing at the end
 
-    change = torch.zeros(M + 1, heads, dtype=sums.dtype, device=sums.device)
-    change[1:] += begins[:M] - ending(at.source, to_parent).sum(1)
-    change[:-1] -= sums.sum(1)
-    final = ending(at.slot_source, to_final).sum(1).unflatten(0, (len(at.last), -1)).sum(1)
-    change = change.index_add(0, at.last + 1, -final)
+    change = pad(begins[:, :M] - ending(at.source, to_parent), (1, 0))
+    change[:, :-1] -= sums.sum(1)
+    change.index_add_(
+        1, at.last + 1, ending(at.slot_source, to_final).unflatten(1, (len(at.last), -1)).sum(-1), alpha=-1
+    )
     if len(at.held) > 0:
-        change = change.index_add(0, at.first, begins[M:].unflatten(0, at.held.shape).sum(0))
-    return change.cumsum(0)[:-1]
+        change.index_add_(1, at.first, begins[:, M:].unflatten(1, at.held.shape).sum(1))
+    return change.cumsum(1)[:, :-1]
 
 
 def through_final_m(

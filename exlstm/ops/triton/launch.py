@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -85,16 +85,43 @@ class Launch(NamedTuple):
 
 
 _record: ContextVar[list[Launch] | None] = ContextVar("record", default=None)
+_compiled: dict[tuple[Any, ...], Any] = {}
+MOST_COMPILED = 4096  # of which a change of lengths makes ever more
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arguments: Any) -> None:
-    """Run `kernel` over `grid` with its arguments by name, on the device of its tensors."""
+    """Run `kernel` over `grid` with its arguments by name, on the device of its tensors.
+
+    What Triton compiled for a call is kept by all that it may depend on: looking for it in Triton takes longer than a
+    small kernel runs.
+    """
     if (record := _record.get()) is not None:
         record.append(Launch(kernel, grid, arguments, warps, stages))
         return
     device = next(x.device for x in arguments.values() if isinstance(x, Tensor))
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+    values = [arguments[name] for name in kernel.arg_names]
+    key = (id(kernel), warps, stages, device, *[_kind(x) if isinstance(x, Tensor) else x for x in values])
+    compiled = _compiled.get(key)
+    with _current(device):
+        if compiled is not None:
+            compiled[(*grid, 1, 1)[:3]](*values)
+            return
+        compiled = kernel[grid](*values, num_warps=warps, num_stages=stages)
+    if compiled is not None:  # as it is in the interpreter
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled
+
+
+def _kind(x: Tensor) -> tuple[torch.dtype, bool]:
+    """What compiled code depends on: type and alignment."""
+    return x.dtype, x.data_ptr() % 16 == 0
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it `device` is the current GPU."""
+    is_current = device.type != "cuda" or device.index == torch.cuda.current_device()
+    return nullcontext() if is_current else torch.cuda.device(device)
 
 
 @contextmanager

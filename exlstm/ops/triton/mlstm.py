@@ -79,7 +79,7 @@ def _forward(
     h, C1, n1, m1, steps, kept, document, C, n = call.outputs(v, reset)
     a, F, M, u, w, d = steps
     documents = None if reset is None else document
-    m = call.gates(i, f, mask, reset, m0, steps, kept, documents)
+    call.gates(i, f, mask, reset, m0, m1, steps, kept, documents)
     kw, nw = torch.empty_like(k), torch.empty_like(n)
     call.weight(k, kw, w, nw, w)
     call.carry(kw, v, nw, kept, C0, n0, C, n, C1, n1, reverse=False)
@@ -95,7 +95,6 @@ def _forward(
         q_ptr=q, v_ptr=v, A_ptr=A, F_ptr=F, M_ptr=M, u_ptr=u, d_ptr=d, C_ptr=C, h_ptr=h,
         scale=call.scale, BT=tile.rows, BV=tile.columns, BD=tile.inner, **call.sizes, **call.products,
     )  # fmt: skip
-    m1.copy_(m[:, -1].view_as(m1))
     return h, C1, n1, m1, steps, kept, document, C, n
 
 
@@ -117,8 +116,6 @@ def _backward(
     C0: Tensor | None,
     n0: Tensor | None,
     h: Tensor,
-    C1: Tensor,
-    n1: Tensor,
     steps: Tensor,
     kept: Tensor,
     document: Tensor,
@@ -139,7 +136,7 @@ def _backward(
     q, k, v, i, f, mask, dh, dC1, dn1 = contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
     call = Call(q, v, chunk_size, sigmoid)
     a, F, M, u, w, d = steps
-    r, dd, ur, ud, qdq, kdk = torch.empty_like(steps)
+    r, dd, ur, ud, qdq, kdk, kdk_after = steps.new_empty(7, *steps.shape[1:])
     common = {**call.sizes, **call.products}
     rows, columns = 16, padded(call.dv)
     launch(
@@ -152,17 +149,12 @@ def _backward(
     call.weight(q, qw, ur, dn_of_chunk, ud)
     dC, dn = torch.empty_like(C), torch.empty_like(n)
     call.carry(qw, dh, dn_of_chunk, kept, dC1, dn1, dC, dn, dC0, dn0, reverse=True)
-    X = torch.zeros_like(kept)
-    if call.chunks > 1:
-        launch(
-            kernels.beyond_kernel, (call.chunks - 1, call.rows), warps=8, stages=2,
-            C_ptr=C, n_ptr=n, dC_ptr=dC, dn_ptr=dn, X_ptr=X, N=call.chunks, DK=call.dk, DV=call.dv, BLOCK=4096,
-            BK=padded(call.dk), NORMALISED=call.normalised,
-        )  # fmt: skip
-    if dC1 is not None:
-        X[:, -1] += (dC1 * C1).sum((-1, -2)).flatten()
-    if dn1 is not None and call.normalised:
-        X[:, -1] += (dn1 * n1).sum(-1).flatten()
+    X = torch.empty_like(kept)
+    launch(
+        kernels.beyond_kernel, call.over_chunks, warps=8, stages=2,
+        C_ptr=C, n_ptr=n, dC_ptr=dC, dn_ptr=dn, kept_ptr=kept, X_ptr=X, N=call.chunks, DK=call.dk, DV=call.dv,
+        BLOCK=4096, BK=padded(call.dk), NORMALISED=call.normalised,
+    )  # fmt: skip
 
     A, dS, tile = call.pairs(q), call.pairs(q), call.tiles.scores_backward
     launch(
@@ -181,7 +173,7 @@ def _backward(
     launch(
         kernels.keys_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
         q_ptr=q, k_ptr=k, v_ptr=v, dS_ptr=dS, w_ptr=w, dC_ptr=dC, dn_ptr=dn, dk_ptr=dk, kdk_ptr=kdk,
-        BS=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
+        kdk_after_ptr=kdk_after, BS=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
     )  # fmt: skip
     tile = call.tiles.values
     launch(
@@ -191,8 +183,8 @@ def _backward(
     )  # fmt: skip
     launch(
         kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
-        i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
-        SIGMOID=sigmoid, **call.sizes,
+        i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, kdk_after_ptr=kdk_after, X_ptr=X,
+        di_ptr=di, df_ptr=df, SIGMOID=sigmoid, **call.sizes,
     )  # fmt: skip
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
@@ -230,7 +222,7 @@ def _derivative(
 ) -> tuple[Tensor | None, ...]:
     q, k, v, i, f, mask, reset, C0, n0, m0, h, C1, n1, *kept = ctx.saved_tensors
     dh = torch.zeros_like(h) if dh is None else dh.to(h.dtype)
-    through = (q, k, v, i, f, mask, reset, C0, n0, h, C1, n1, *kept, dh, dC1, dn1)
+    through = (q, k, v, i, f, mask, reset, C0, n0, h, *kept, dh, dC1, dn1)
     dq, dk, dv, di, df, *rest = _backward(*through, ctx.chunk_size, ctx.sigmoid)
     dC0, dn0, dm0 = rest or (None, None, None)
     if not ctx.sigmoid and any(x is not None for x in (dC1, dn1, dm1)):

@@ -11,9 +11,11 @@ dS_ts = E_ts (r_t dh_t . v_s + dd_t) / sqrt(DK):
 The last is the recurrence of the forward, in reverse (`mlstm_kernels.states_kernel`).
 
 What gates receive needs no product of its own. A step's weight exp(i_s) multiplies k_s everywhere, and exp(F_t) what
-q_t reads, so di_s = k_s . dk_s; and log f_t gets the sum of q . dq - k . dk from t to the end of the chunk, and from
-what lies beyond it X_c = <dC_{c+1}, C_{c+1}> + <dn_{c+1}, n_{c+1}>. h does not depend on the stabiliser m, which
-cancels, but for eps: that part, at most eps / denominator of the rest, is left out.
+q_t reads, so di_s = k_s . dk_s. log f_t gets q . dq of every read, from t on, of a step before t: the sum of q . dq
+from t to the end of the chunk, less that of k . dk of what reads there; of later reads the sum of k . dk before t, and
+for what was written before the chunk X_c = kept_c (<dC_{c+1}, C_c> + <dn_{c+1}, n_c>). Only sums of the same rounded
+scores are taken from one another. h does not depend on the stabiliser m, which cancels, but for eps: that part, at
+most eps / denominator of the rest, is left out.
 """
 
 import triton
@@ -126,33 +128,33 @@ def queries_kernel(
 
 @triton.jit
 def beyond_kernel(
-    C_ptr, n_ptr, dC_ptr, dn_ptr, X_ptr,
+    C_ptr, n_ptr, dC_ptr, dn_ptr, kept_ptr, X_ptr,
     N, DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, NORMALISED: tl.constexpr,
 ):  # fmt: skip
-    """X of one chunk but the last, of one head: from the memory before the next chunk and the gradient after this."""
+    """X of one chunk and head: from the memory before the chunk and the gradient after it."""
     c, row = tl.program_id(0), tl.program_id(1)
     chunk = row.to(tl.int64) * N + c
     offset = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for begin in range(0, DK * DV, BLOCK):
         at, inside = begin + offset, begin + offset < DK * DV
-        C = tl.load(C_ptr + (chunk + 1) * DK * DV + at, mask=inside, other=0.0).to(tl.float32)
+        C = tl.load(C_ptr + chunk * DK * DV + at, mask=inside, other=0.0).to(tl.float32)
         total += C * tl.load(dC_ptr + chunk * DK * DV + at, mask=inside, other=0.0).to(tl.float32)
     X = tl.sum(total, 0)
     if NORMALISED:
         x = tl.arange(0, BK)
-        n = tl.load(n_ptr + (chunk + 1) * DK + x, mask=x < DK, other=0.0)
+        n = tl.load(n_ptr + chunk * DK + x, mask=x < DK, other=0.0)
         X += tl.sum(n * tl.load(dn_ptr + chunk * DK + x, mask=x < DK, other=0.0), 0)
-    tl.store(X_ptr + chunk, X)
+    tl.store(X_ptr + chunk, X * tl.load(kept_ptr + chunk))
 
 
 @triton.jit
 def keys_kernel(
-    q_ptr, k_ptr, v_ptr, dS_ptr, w_ptr, dC_ptr, dn_ptr, dk_ptr, kdk_ptr,
+    q_ptr, k_ptr, v_ptr, dS_ptr, w_ptr, dC_ptr, dn_ptr, dk_ptr, kdk_ptr, kdk_after_ptr,
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
     NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk of BS steps of one chunk and head, and k . dk; BK covers DK."""
+    """dk of BS steps of one chunk and head, and k . dk of what reads them there, and later; BK covers DK."""
     c, row = tl.program_id(1), tl.program_id(2)
     b, head = row // H, row % H
     chunk = row.to(tl.int64) * N + c
@@ -173,14 +175,17 @@ def keys_kernel(
     if NORMALISED:
         dk += tl.load(dn_ptr + chunk * DK + x, mask=in_x, other=0.0)[None, :]
     dk *= tl.load(w_ptr + chunk * L + source)[:, None]
+    k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)
+    kdk_after = tl.sum(k.to(tl.float32) * dk, 1)
+    tl.store(kdk_after_ptr + chunk * L + source, kdk_after)
     for t0 in range(begin, tl.minimum(L, T - c * L), BD):
         step = t0 + tl.arange(0, BD)
         t = c * L + step
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=(t < T)[:, None] & in_x[None, :], other=0.0)
         dk = tl.dot(tl.trans(dS), q, dk, input_precision=PRECISION)
-    k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)
-    tl.store(kdk_ptr + chunk * L + source, tl.sum(k.to(tl.float32) * dk, 1))
+    k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)  # anew: it is large
+    tl.store(kdk_ptr + chunk * L + source, tl.sum(k.to(tl.float32) * dk, 1) - kdk_after)
     tl.store(rows_of(dk_ptr, b, s, head, T, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=here & in_x[None, :])
 
 
@@ -219,7 +224,7 @@ def values_kernel(
 
 @triton.jit
 def gates_backward_kernel(
-    i_ptr, f_ptr, mask_ptr, qdq_ptr, kdk_ptr, X_ptr, di_ptr, df_ptr,
+    i_ptr, f_ptr, mask_ptr, qdq_ptr, kdk_ptr, kdk_after_ptr, X_ptr, di_ptr, df_ptr,
     T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's gates, of one head."""
@@ -228,16 +233,17 @@ def gates_backward_kernel(
     t = c * L + tl.arange(0, L)
     inside = t < T
     at = (b * T + t) * H + row % H
-    qdq = tl.load(qdq_ptr + row.to(tl.int64) * N * L + t)
-    kdk = tl.load(kdk_ptr + row.to(tl.int64) * N * L + t)
-    x = qdq - kdk
-    d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x + tl.load(X_ptr + row * N + c)
+    of_step = row.to(tl.int64) * N * L + t
+    kdk, kdk_after = tl.load(kdk_ptr + of_step), tl.load(kdk_after_ptr + of_step)
+    x = tl.load(qdq_ptr + of_step) - kdk
+    d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x
+    d_log_f += tl.cumsum(kdk_after, 0) - kdk_after + tl.load(X_ptr + row * N + c)
     if mask_ptr is not None:
         d_log_f = tl.where(tl.load(mask_ptr + b * T + t, mask=inside, other=0) != 0, d_log_f, 0.0)
-    di = kdk
+    di = kdk + kdk_after
     if SIGMOID:
         i = tl.load(i_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        di = kdk * tl.exp(log_sigmoid(-i))
+        di *= tl.exp(log_sigmoid(-i))
     f = tl.load(f_ptr + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(di_ptr + at, di.to(di_ptr.dtype.element_ty), mask=inside)
     tl.store(df_ptr + at, (d_log_f * tl.exp(log_sigmoid(-f))).to(df_ptr.dtype.element_ty), mask=inside)

@@ -35,18 +35,19 @@ class Call:
         mask: Tensor | None,
         reset: Tensor | None,
         m0: Tensor | None,
+        m1: Tensor,
         steps: Tensor,
         kept: Tensor,
         document: Tensor | None,
-    ) -> Tensor:
+    ) -> None:
         """Write a, F, M, u, w of all steps, how much of a memory each chunk keeps, and, with resets, the documents.
 
-        Returns the stabilisers [B H, chunks + 1] at the chunks' starts, and after the last.
+        And the stabiliser m1 after the last step.
         """
         from exlstm.ops.triton import mlstm_kernels as kernels
 
         a, F, M, u, w, _ = steps
-        reach, m = torch.empty_like(kept), kept.new_zeros(self.rows, self.chunks + 1)
+        reach, m = torch.empty_like(kept), kept.new_empty(self.rows, self.chunks + 1)  # m at the chunks' starts, too
         common: dict[str, Any] = {
             "document_ptr": document, "mask_ptr": as_bytes(mask), "kept_ptr": kept, "SIGMOID": not self.normalised,
             **self.sizes,
@@ -58,14 +59,16 @@ class Call:
         if self.normalised:
             launch(
                 kernels.stabilisers_kernel, (self.rows,), warps=4, stages=1,
-                kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, N=self.chunks,
+                kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, m1_ptr=m1, N=self.chunks,
                 BLOCK=min(GATE_BLOCK, padded(self.chunks)),
             )  # fmt: skip
+        else:
+            m.zero_()
+            m1.zero_()
         launch(
             kernels.weights_kernel, self.over_chunks, warps=4, stages=1,
             a_ptr=a, F_ptr=F, top_ptr=M, m_ptr=m, M_ptr=M, u_ptr=u, w_ptr=w, **common,
         )  # fmt: skip
-        return m
 
     def blocks(self, size: int) -> int:
         """How many blocks of `size` steps make a chunk."""

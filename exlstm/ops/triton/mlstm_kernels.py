@@ -83,7 +83,7 @@ def gates_kernel(
 
 
 @triton.jit
-def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, N, BLOCK: tl.constexpr):
+def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, m1_ptr, N, BLOCK: tl.constexpr):
     """The stabilisers [N + 1] at the chunks' starts, and after the last, of one head: chained in parallel."""
     row = tl.program_id(0)
     before = 0.0
@@ -99,6 +99,7 @@ def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, N, BLOCK: tl.constexp
         m = tl.maximum(kept + before, reach)
         tl.store(m_ptr + row * (N + 1) + 1 + c, m, mask=c < N)
         before = tl.max(tl.where(offset == BLOCK - 1, m, float("-inf")), 0)
+    tl.store(m1_ptr + row, before)
 
 
 @triton.jit

@@ -49,11 +49,10 @@ def _forward(
     call = Call(k, v, 0, sigmoid)
     C, n, m = call.memory(v)
     steps, kept, document = call.gate_outputs(v, reset)
-    stabilisers = call.gates(i, f, mask, reset, m0, steps, kept, None if reset is None else document)
+    call.gates(i, f, mask, reset, m0, m, steps, kept, None if reset is None else document)
     kw, nw, w = torch.empty_like(k), n.new_empty(call.rows, call.chunks, call.dk), steps[4]
     call.weight(k, kw, w, nw, w)
     call.carry(kw, v, nw, kept, C0, n0, None, None, C, n, reverse=False)
-    m.copy_(stabilisers[:, -1].view_as(m))
     return C, n, m
 
 

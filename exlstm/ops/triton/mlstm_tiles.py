@@ -4,6 +4,7 @@ Those of half precision up to 256 columns were chosen by measurement on an H100 
 the others so that they fit its registers and shared memory (`tests/ops/triton/test_compiled.py`).
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -93,6 +94,12 @@ def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, chunk_size: int = 
     chunk = min(padded(chunk_size or table.chunk), LONGEST)
     if time < chunk:  # asked first: what is compiled for sequences of any length is so for all longer ones
         chunk = padded(time)
+    return _fitted(table, dk, dv, chunk)
+
+
+@functools.lru_cache
+def _fitted(table: Tiles, dk: int, dv: int, chunk: int) -> Tiles:
+    """None of a tile's sides longer than what it is of."""
 
     def fitted(tile: Tile) -> Tile:
         return tile._replace(
