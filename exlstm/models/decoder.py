@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -68,6 +69,9 @@ class Decoder:
                 if program is None
                 else _Compiled(program, backbone, embedding, head)
             )
+        self._guarded = embedding is not None and program is not None and program.guarded
+        # Where tokens are read while a GPU takes the step.
+        self._reader = torch.cuda.Stream(self.device) if self._guarded and self.device.type == "cuda" else None
 
     @torch.no_grad()
     def step(self, x: Tensor, *, mask: Tensor | None = None, reset: Tensor | None = None) -> Tensor:
@@ -87,11 +91,16 @@ class Decoder:
         self._check_input(x, mask, reset)
         if mask is not None:
             x = x.masked_fill(~(mask[:, None] if self.tokens is None else mask), 0)
-        if self.tokens is not None:
-            given = x.tolist()  # from a GPU all at once
-            if min(given) < 0 or max(given) >= self.tokens:
-                raise ValueError(f"tokens must be from 0 to {self.tokens - 1}, as the embedding has them, got {given}")
+        if self._reader is not None:
+            self._reader.wait_stream(torch.cuda.current_stream(self.device))  # for x, not for the step
+        # A guarded program changes nothing for a wrong token, so that a GPU need not wait for the check; but what a
+        # reset empties would be lost.
+        late = self._guarded and reset is None
+        if not late:
+            self._check_tokens(x)
         y = self._run.step(x, mask, reset)
+        if late:
+            self._check_tokens(x)
         return y if mask is None else y.masked_fill_(~mask[:, None], 0)
 
     @torch.no_grad()
@@ -139,6 +148,14 @@ class Decoder:
                 )
             if name != "x":
                 check_shape(name, value, (self.batch,), "[B]")
+
+    def _check_tokens(self, x: Tensor) -> None:
+        if self.tokens is None:
+            return
+        with nullcontext() if self._reader is None else torch.cuda.stream(self._reader):
+            given = x.tolist()  # from a GPU all at once
+        if min(given) < 0 or max(given) >= self.tokens:
+            raise ValueError(f"tokens must be from 0 to {self.tokens - 1}, as the embedding has them, got {given}")
 
     @staticmethod
     def _check_parts(

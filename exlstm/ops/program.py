@@ -41,12 +41,14 @@ class Program(ABC):
         dtype: of registers.
         state_dtype: of the memories of cells.
         device: of all.
+        guarded: whether a run changes no state where a token is out of range; if not, there must be none.
     """
 
     batch: int
     dtype: torch.dtype
     state_dtype: torch.dtype
     device: torch.device
+    guarded: bool = False
 
     def register(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A new register or state [B, *shape], of zeros."""
@@ -58,7 +60,7 @@ class Program(ABC):
 
     @abstractmethod
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        """Rows [B, width] of `table` [numbers, width], chosen by `tokens` (int64 [B]), which must be in range."""
+        """Rows [B, width] of `table` [numbers, width], chosen by `tokens` (int64 [B]), in range unless `guarded`."""
 
     @abstractmethod
     def linear(

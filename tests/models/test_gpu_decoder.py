@@ -103,6 +103,45 @@ def test_narrow_weights_cost_little(weights, bound):
     assert 0 < (rounded - exact).norm() < 4 * bound * exact.norm()
 
 
+@pytest.mark.parametrize(
+    ("pattern", "batch", "wrong", "how"),
+    [
+        ("m", 1, NUMBERS, ()),
+        ("ha", 2, -1, ()),
+        ("ms", 2, -(2**62), ("mask",)),
+        ("ms", 2, 2**40, ("reset",)),
+        ("ms", 2, -1, ("mask", "reset")),
+    ],
+)
+def test_a_wrong_token_is_refused_and_changes_no_state(pattern, batch, wrong, how):
+    model, embedding = backbone(pattern, "large"), stirred(nn.Embedding(NUMBERS, WIDTH))
+    decoder, (_, state) = Decoder(model, embedding=embedding, batch=batch), model(inputs(batch, 5))
+    decoder.load(state)
+    chosen = {"mask": torch.tensor([True, False]), "reset": torch.tensor([False, True])}
+    options = {name: chosen[name][:batch].to(DEVICE) for name in how}
+    for refusals in (2, 1):  # a program's first run and its second are unlike all later ones
+        tokens, before = torch.randint(NUMBERS, (batch,), device=DEVICE), decoder.state()
+        for _ in range(refusals):
+            bad = tokens.clone()
+            bad[0] = wrong
+            with pytest.raises(ValueError, match=rf"from 0 to {NUMBERS - 1}, as the embedding has them, got \[{wrong}"):
+                decoder.step(bad, **options)
+            assert_near(decoder.state(), before, tolerance=0)
+        with torch.no_grad():
+            y, state = model(embedding(tokens)[:, None], state)
+        assert_near(decoder.step(tokens), y[:, 0])
+    assert_near(decoder.state(), state)
+
+
+def test_what_stands_in_a_masked_row_is_no_wrong_token():
+    model, embedding = backbone("m", "paper"), stirred(nn.Embedding(NUMBERS, WIDTH))
+    decoder, tokens = Decoder(model, embedding=embedding, batch=2), torch.tensor([3, NUMBERS], device=DEVICE)
+    with torch.no_grad():
+        y, _ = model(embedding(tokens[:1])[:, None])
+    found = decoder.step(tokens, mask=tokens < NUMBERS)
+    assert_near(found, torch.cat([y[:, 0], torch.zeros_like(y[:, 0])]))
+
+
 def test_rows_can_be_chosen_and_it_can_begin_anew():
     model, x = backbone("msha", "large"), inputs(3, 6)
     decoder, rows = Decoder(model, batch=3), torch.tensor([2, 0, 2], device=DEVICE)

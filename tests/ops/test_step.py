@@ -21,17 +21,19 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 @pytest.fixture(params=KINDS)
 def new(request):
     """How to make a program for so many rows, of either kind: `new(batch, weights=)`."""
-    if request.param == "C++":
-        return _in_cpp
-    if reason := launch.obstacle(DEVICE):
-        pytest.skip(reason)
-    return lambda batch, **options: TritonProgram(batch, torch.float32, device=DEVICE, **options)
+    return _in_cpp if request.param == "C++" else _in_triton
 
 
 def _in_cpp(batch: int, dtype: torch.dtype = torch.float64, **options) -> Program:
     if find_compiler() is None:
         pytest.skip("no C++ compiler on this machine")
     return CPUProgram(batch, dtype, **options)
+
+
+def _in_triton(batch: int, **options) -> Program:
+    if reason := launch.obstacle(DEVICE):
+        pytest.skip(reason)
+    return TritonProgram(batch, torch.float32, device=DEVICE, **options)
 
 
 def random(p: Program, *shape: int) -> torch.Tensor:
@@ -201,6 +203,31 @@ def test_slstm_steps_as_its_operator_from_an_empty_and_from_a_held_memory(new, c
     close(h, expected[:, -1].flatten(1))
     for ours, theirs in zip(state, final, strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("wrong", [7, -1, 2**40, -(2**62)])
+@pytest.mark.parametrize(("batch", "width"), [(1, 1030), (3, 1030), (17, 5)])
+def test_a_token_out_of_range_changes_no_state_in_triton(batch, width, wrong):
+    p = _in_triton(batch)
+    state = SLSTMState(*(filled(p.register(1, width)).abs_() for _ in range(4)))
+    h = p.slstm(filled(p.register(4 * width)), state)
+    # Nor what instructions before it change, and whichever of several tables it is for.
+    tokens, table = [p.register(dtype=torch.int64) for _ in range(2)], random(p, 7, width)
+    embedded = [p.embed(x, table) for x in tokens]
+    right, mask = torch.arange(batch, device=p.device) % 7, torch.arange(batch, device=p.device) % 2 == 0
+    for x in tokens:
+        x.copy_(right)
+    for bad, given in itertools.product((0, 1), (None, mask)):
+        before = [part.clone() for part in state]
+        tokens[bad][-1] = wrong
+        p.run(given)
+        assert all(map(torch.equal, state, before))
+        close(embedded[bad], table[:1].expand(batch, width))
+        tokens[bad].copy_(right)
+        p.run(given)
+        changed = (h != before[-1].flatten(1)).any(1)
+        assert torch.equal(changed, torch.ones_like(mask) if given is None else mask)
+        close(embedded[bad], table[right])
 
 
 @pytest.mark.parametrize(("slots", "width"), [(0, 4), (1, 4), (6, 2), (20, 40)])

@@ -16,7 +16,14 @@ from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.reference import hmlstm as reference
-from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
+from exlstm.ops.triton.hmlstm_tables import (
+    Tables,
+    sent_between,
+    sent_to_slots,
+    tables_of,
+    tables_of_full_rows,
+    through_final_m,
+)
 from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
 from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precision
 
@@ -271,16 +278,19 @@ def _backward(
     counts: Sequence[int],
     chunk_size: int,
 ) -> list[Tensor]:
-    """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m."""
+    """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m.
+
+    And last what `sent_to_slots` gives; nothing without gradients of the final state.
+    """
     from exlstm.ops.triton import hmlstm_backward_kernels as kernels
 
-    gradients = _gradients(q, k, v, i, f, level, C0, n0, mask)
-    dq, dk, dv, di, df, dlevel, *initial = gradients
+    gradients = _gradients(q, k, v, i, f, level, C0, n0, mask, dC1)
+    dq, dk, dv, di, df, dlevel, *initial, in_slots = gradients
     q, k, v, f, dh, dC1, dn1 = contiguous(q, k, v, f, dh, dC1, dn1)
     call = _Call(q, v, level, tables, chunk_size)
     at, tiles, M = call.at, call.tiles, call.chunks
     a, F, largest, d = steps
-    r, dd, qdq, kdk, kdk_after = (torch.empty_like(a) for _ in range(5))
+    r, dd, kdk = (torch.empty_like(a) for _ in range(3))
     launch(
         kernels.reads_kernel, call.grid(tiles.chunk // 16), warps=4, stages=1,
         h_ptr=h, dh_ptr=dh, F_ptr=F, M_ptr=largest, d_ptr=d, r_ptr=r, dd_ptr=dd, DV=call.dv, B=16, BV=padded(call.dv),
@@ -293,9 +303,11 @@ def _backward(
         **common, "table_ptr": table, "r_ptr": r, "dd_ptr": dd, "scale": call.scale, **call.table,
     }  # fmt: skip
     tile = tiles.scores_backward
+    columns = a.new_empty(M, call.heads, tiles.chunk // tile.blocks["B"], tiles.chunk)
     launch(
         kernels.scores_backward_kernel, call.grid(tiles.chunk // tile.blocks["B"]), **tile.compiled,
-        k_ptr=k, v_ptr=v, a_ptr=a, A_ptr=A, dS_ptr=dS, rows_ptr=rows, BLOCK=tiles.block, **tile.blocks, **by_read,
+        k_ptr=k, v_ptr=v, a_ptr=a, A_ptr=A, dS_ptr=dS, rows_ptr=rows, columns_ptr=columns, BLOCK=tiles.block,
+        **tile.blocks, **by_read,
     )  # fmt: skip
 
     ur, dn_read = (a.new_empty(M, call.heads, call.columns, width) for width in (tiles.chunk, call.dk))
@@ -331,8 +343,8 @@ def _backward(
     tile = tiles.queries
     launch(
         kernels.queries_kernel, call.grid(tiles.chunk // tile.blocks["BT"]), **tile.compiled,
-        k_ptr=k, dS_ptr=dS, read_ptr=at.read, reads_ptr=at.reads, C_ptr=C, n_ptr=n, dq_ptr=dq, qdq_ptr=qdq,
-        rows_ptr=rows, **tile.blocks, **by_read,
+        k_ptr=k, dS_ptr=dS, read_ptr=at.read, reads_ptr=at.reads, C_ptr=C, n_ptr=n, dq_ptr=dq, rows_ptr=rows,
+        **tile.blocks, **by_read,
     )  # fmt: skip
     written: dict[str, Any] = {
         "k_ptr": k, "a_ptr": a, "elapsed_ptr": elapsed, "G_ptr": G, "dC_ptr": dC, "ending_ptr": at.ending,
@@ -342,8 +354,7 @@ def _backward(
     tile = tiles.keys
     launch(
         kernels.keys_kernel, call.grid(tiles.chunk // tile.blocks["BS"]), **tile.compiled,
-        q_ptr=q, v_ptr=v, dS_ptr=dS, dn_ptr=dn, dn1_ptr=dn1, dk_ptr=dk, kdk_ptr=kdk, kdk_after_ptr=kdk_after,
-        **tile.blocks, **written,
+        q_ptr=q, v_ptr=v, dS_ptr=dS, dn_ptr=dn, dn1_ptr=dn1, dk_ptr=dk, kdk_ptr=kdk, **tile.blocks, **written,
     )  # fmt: skip
     tile = tiles.values
     launch(
@@ -353,13 +364,16 @@ def _backward(
 
     sums, between = G.new_empty(call.heads, call.columns, M), torch.empty_like(a[..., 0])
     gates: dict[str, Any] = {
-        "f_ptr": f, "rows_ptr": rows, "qdq_ptr": qdq, "kdk_ptr": kdk, "kdk_after_ptr": kdk_after,
+        "f_ptr": f, "rows_ptr": rows, "columns_ptr": columns, "kdk_ptr": kdk, "B": tiles.scores_backward.blocks["B"],
         "place_ptr": at.place, "reads_ptr": at.reads, "between_ptr": between, "di_ptr": di, "df_ptr": df,
         "dlevel_ptr": dlevel, "sums_ptr": sums, "LEVELS": call.levels, "COLUMNS": padded(call.levels),
         **call.sizes, **call.table,
     }  # fmt: skip
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=True, **gates)
-    between.copy_(sent_between(at, sums, *links.sum(1, dtype=torch.float64).mT).T)
+    to_parent, to_final = links.sum(1, dtype=torch.float64).mT
+    between.copy_(sent_between(at, sums, to_parent, to_final).T)
+    if dC1 is not None:
+        in_slots.copy_(sent_to_slots(at, kdk, to_final))
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=False, **gates)
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
@@ -373,7 +387,8 @@ def _backward(
 
 @_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, *rest: Any) -> list[Tensor]:
-    return _gradients(q, k, v, i, f, level, *rest[:3])
+    C0, n0, mask = rest[:3]
+    return _gradients(q, k, v, i, f, level, C0, n0, mask, rest[-5])
 
 
 def _gradients(
@@ -386,12 +401,15 @@ def _gradients(
     C0: Tensor | None,
     n0: Tensor | None,
     mask: Tensor | None,
+    dC1: Tensor | None,
 ) -> list[Tensor]:
-    of_steps = (q, k, v, i, f, level)
-    like = [x.new_empty(x.shape) if mask is None else x.new_zeros(x.shape) for x in of_steps]
-    if C0 is None or n0 is None:
-        return like
-    return [*like, C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
+    # What gates receive by way of the final state may cancel with what they receive by its m, which is added later.
+    gate = i.dtype if dC1 is None else torch.float32
+    of_steps = ((q, q.dtype), (k, k.dtype), (v, v.dtype), (i, gate), (f, gate), (level, level.dtype))
+    like = [(x.new_empty if mask is None else x.new_zeros)(x.shape, dtype=dtype) for x, dtype in of_steps]
+    if C0 is not None and n0 is not None:
+        like += [C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
+    return [*like, q.new_zeros(len(q), *level.shape[2:], dtype=torch.float64)]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -420,16 +438,15 @@ def _derivative(
         dC1 = torch.zeros_like(C1) if dC1 is None else dC1
         dn1 = torch.zeros_like(n1) if dn1 is None else dn1
     of = (q, k, v, i, f, level, C0, n0, mask, h, *kept, dh, dC1, dn1)
-    dq, dk, dv, di, df, dlevel, *initial = _backward(*of, tables, ctx.counts, ctx.chunk_size)
+    dq, dk, dv, di, df, dlevel, *initial, in_slots = _backward(*of, tables, ctx.counts, ctx.chunk_size)
     dC0, dn0, dm0 = initial or (None, None, None)
     if any(x is not None for x in (dC1, dm1, d_decay)):
         # C and n are scaled by exp(-m): seen unscaled, m gets what is its own less what they get.
-        dm = torch.zeros_like(n1[..., 0]) if dm1 is None else dm1
-        if dC1 is not None and dn1 is not None:
-            dm = dm - (dC1 * C1).sum((-1, -2)) - (dn1 * n1).sum(-1)
+        dm = -in_slots if dm1 is None else dm1 - in_slots
         to_i, to_f, to_m0 = through_final_m(dm, d_decay, i, f, m0, Tables(*tables).held, begun, mask, reset)
-        di, df = di + to_i.to(di.dtype), df + to_f.to(df.dtype)
+        di, df = di + to_i, df + to_f
         dm0 = None if dm0 is None else dm0 + to_m0
+    di, df = di.to(i.dtype), df.to(f.dtype)
     return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, [None] * ctx.tables, None, None
 
 

@@ -9,10 +9,11 @@ state that C is part of:
 
 with E_ts = A_ts / (q_t . k_s) and w_s = exp(a_s - E_c - G) in the memory of its chunk. Every weight is the exponential
 of a sum of gates, so that a gate's gradient is the sum of P = weight x gradient over the weights it is part of: over
-all that read step s, k_s . dk_s; over all that step t reads at a level, a row sum, kept in `rows` (laid out as
-`table`). Of a read of memory r by chunk c, and of its part in C', the sum of P goes to the log forget gates of the
-chunks between, as one number to either end (`hmlstm_tables`): what is added there is taken away to the last bit.
-h does not depend on M and G, which cancel, but for eps: that part, at most eps / denominator of the rest, is left out.
+all that read step s, column sums of P_ts = A_ts (r_t dh_t . v_s + dd_t) in its chunk, and later k_s . dk_s of that
+part; over all that step t reads at a level, a row sum, kept in `rows` (laid out as `table`). Of a read of memory r by
+chunk c, and of its part in C', the sum of P goes to the log forget gates of the chunks between, as one number to either
+end (`hmlstm_tables`): what is added there is taken away to the last bit. h does not depend on M and G, which cancel,
+but for eps: that part, at most eps / denominator of the rest, is left out.
 """
 
 import triton
@@ -53,11 +54,14 @@ def reads_kernel(
 
 @triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def scores_backward_kernel(
-    q_ptr, k_ptr, v_ptr, dh_ptr, steps_ptr, a_ptr, table_ptr, r_ptr, dd_ptr, A_ptr, dS_ptr, rows_ptr,
+    q_ptr, k_ptr, v_ptr, dh_ptr, steps_ptr, a_ptr, table_ptr, r_ptr, dd_ptr, A_ptr, dS_ptr, rows_ptr, columns_ptr,
     T, PER_ROW, H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr, B: tl.constexpr,
     LOG_B: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A_ts r_t and dS [M, H, L, L] in B rows of one chunk and head, and what these rows give to their levels."""
+    """A_ts r_t and dS [M, H, L, L] in B rows of one chunk and head, and the sums of P of rows, by levels, and columns.
+
+    The latter of these rows alone [M, H, L / B, L].
+    """
     blocks: tl.constexpr = L // B
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * B, tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
@@ -65,6 +69,7 @@ def scores_backward_kernel(
     a_ptr += chunk * L
     table_ptr += chunk * (INSIDE + 1 + R) * L
     rows_ptr += chunk * (INSIDE + 1 + R) * L + begin + offset
+    columns_ptr += (chunk * blocks + begin // B) * L + offset
     at = (chunk * L + begin + offset)[:, None] * L + offset[None, :]
     row = rows_at(steps_ptr, c, begin + offset, T, PER_ROW, L)
     r = tl.load(r_ptr + chunk * L + begin + offset)[:, None]
@@ -80,7 +85,9 @@ def scores_backward_kernel(
             E = scale * weights_before(a_ptr, table_ptr, begin, s0, L, B)
             A *= E
             tl.store(A_ptr + at + s0, (A * r).to(A_ptr.dtype.element_ty))
-            total += tl.sum(A * dA, 1)
+            P = A * dA
+            total += tl.sum(P, 1)
+            tl.store(columns_ptr + s0, tl.sum(P, 0))
             tl.store(dS_ptr + at + s0, (E * dA).to(dS_ptr.dtype.element_ty))
         tl.store(rows_ptr + (b + 1) * L, total)
     A = products_of(q_ptr, k_ptr, row, row, head, H, DK, B, B, BD, PRECISION)
@@ -90,6 +97,7 @@ def scores_backward_kernel(
     A *= E
     tl.store(A_ptr + at + begin, (A * r).to(A_ptr.dtype.element_ty))
     P = A * dA
+    tl.store(columns_ptr + begin, tl.sum(P, 0))
     for b in tl.static_range(LOG_B + 1):
         tl.store(rows_ptr + b * L, tl.sum(tl.where(lev == b, P, 0.0), 1))
     tl.store(dS_ptr + at + begin, (E * dA).to(dS_ptr.dtype.element_ty))
@@ -207,11 +215,11 @@ def memories_backward_kernel(
 @triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R"])
 def queries_kernel(
     q_ptr, k_ptr, dh_ptr, steps_ptr, dS_ptr, table_ptr, r_ptr, dd_ptr, read_ptr, reads_ptr, C_ptr, n_ptr,
-    dq_ptr, qdq_ptr, rows_ptr,
+    dq_ptr, rows_ptr,
     T, PER_ROW, H, R, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, INSIDE: tl.constexpr,
     BT: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, BS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of BT steps of one chunk and head, q . dq of what they read in it, and row sums of reads; BK covers DK."""
+    """dq of BT steps of one chunk and head, and row sums of reads; BK covers DK."""
     blocks: tl.constexpr = L // BT
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BT, tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
@@ -225,8 +233,6 @@ def queries_kernel(
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         k = load_rows(k_ptr, rows_at(steps_ptr, c, source, T, PER_ROW, L), head, H, DK, x)
         dq = tl.dot(dS, k, dq, input_precision=PRECISION)
-    q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)
-    tl.store(qdq_ptr + chunk * L + step, tl.sum(q * dq, 1))
     r, dd = tl.load(r_ptr + chunk * L + step), tl.load(dd_ptr + chunk * L + step)
     for read in range(tl.load(reads_ptr + c)):
         memory = tl.load(read_ptr + c * R + read)
@@ -239,7 +245,7 @@ def queries_kernel(
         u = scale * tl.load(table_ptr + in_table + read * L)
         n = tl.load(n_ptr + (memory.to(tl.int64) * H + head) * DK + x, mask=x < DK, other=0.0)
         part = (u * r)[:, None] * part + (u * dd)[:, None] * n[None, :]
-        q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)  # anew: registers are full
+        q = load_rows(q_ptr, row, head, H, DK, x).to(tl.float32)
         tl.store(rows_ptr + in_table + read * L, tl.sum(q * part, 1))
         dq += part
     inside = (row >= 0)[:, None] & (x < DK)[None, :]
@@ -257,11 +263,11 @@ def write_weights(a_ptr, elapsed_ptr, G_ptr, chunk, source, L: tl.constexpr, mem
 @triton.jit(do_not_specialize=["T", "PER_ROW", "H", "LEVELS", "slots"])
 def keys_kernel(
     q_ptr, k_ptr, v_ptr, steps_ptr, dS_ptr, a_ptr, elapsed_ptr, G_ptr, dC_ptr, dn_ptr,
-    ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dn1_ptr, dk_ptr, kdk_ptr, kdk_after_ptr,
+    ending_ptr, slot_steps_ptr, G1_ptr, dC1_ptr, dn1_ptr, dk_ptr, kdk_ptr,
     slots, T, PER_ROW, H, LEVELS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr,
     BK: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk of BS steps of one chunk and head, and k . dk of what reads them there and of what does later."""
+    """dk of BS steps of one chunk and head, and k . dk of what reads them after it."""
     blocks: tl.constexpr = L // BS
     c, begin, head = tl.program_id(0) // blocks, (tl.program_id(0) % blocks) * BS, tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
@@ -297,16 +303,13 @@ def keys_kernel(
                 w = write_weights(a_ptr, elapsed_ptr, G1_ptr, chunk, source, L, slot)
                 later += tl.where((source >= low) & (source < high), w, 0.0)[:, None] * part
     k = load_rows(k_ptr, row, head, H, DK, x).to(tl.float32)
-    kdk_after = tl.sum(k * later, 1)
-    tl.store(kdk_after_ptr + chunk * L + source, kdk_after)
+    tl.store(kdk_ptr + chunk * L + source, tl.sum(k * later, 1))
     dk = tl.zeros((BS, BK), tl.float32)
     for t0 in range(begin, L, BT):
         step = t0 + tl.arange(0, BT)
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         q = load_rows(q_ptr, rows_at(steps_ptr, c, step, T, PER_ROW, L), head, H, DK, x)
         dk = tl.dot(tl.trans(dS), q, dk, input_precision=PRECISION)
-    k = load_rows(k_ptr, row, head, H, DK, x).to(tl.float32)
-    tl.store(kdk_ptr + chunk * L + source, tl.sum(k * dk, 1))
     dk += later
     inside = (row >= 0)[:, None] & (x < DK)[None, :]
     tl.store(rows_of(dk_ptr, row, head, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=inside)
@@ -365,9 +368,10 @@ def values_kernel(
 
 @triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS"])
 def gates_backward_kernel(
-    f_ptr, steps_ptr, rows_ptr, qdq_ptr, kdk_ptr, kdk_after_ptr, place_ptr, reads_ptr, between_ptr,
+    f_ptr, steps_ptr, rows_ptr, columns_ptr, kdk_ptr, place_ptr, reads_ptr, between_ptr,
     di_ptr, df_ptr, dlevel_ptr, sums_ptr,
-    T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, SUMS: tl.constexpr,
+    T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, B: tl.constexpr,
+    SUMS: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's gates and level weights, of one head; with SUMS only what each read sums up to."""
     c, head, M = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
@@ -384,11 +388,15 @@ def gates_backward_kernel(
         at = row.to(tl.int64) * H + head
         column = tl.arange(0, COLUMNS)[None, :]
         dlevel = tl.zeros((L, COLUMNS), tl.float32)
+        x, by_s = tl.zeros((L,), tl.float32), tl.zeros((L,), tl.float32)
         for b in tl.static_range(INSIDE + 1):
-            dlevel += tl.where(column == tl.minimum(b, LEVELS - 1), tl.load(rows_ptr + b * L)[:, None], 0.0)
-        qdq, kdk = tl.load(qdq_ptr + chunk * L + step), tl.load(kdk_ptr + chunk * L + step)
-        kdk_after = tl.load(kdk_after_ptr + chunk * L + step)
-        x = qdq - kdk
+            P = tl.load(rows_ptr + b * L)
+            dlevel += tl.where(column == tl.minimum(b, LEVELS - 1), P[:, None], 0.0)
+            x += P
+        for block in tl.static_range(L // B):
+            by_s += tl.load(columns_ptr + (chunk * (L // B) + block) * L + step, mask=step < (block + 1) * B, other=0.0)
+        x -= by_s
+        kdk = tl.load(kdk_ptr + chunk * L + step)
         for r in range(count):
             P = tl.load(rows_ptr + (INSIDE + 1 + r) * L)
             level = tl.minimum(bit_length(step ^ tl.load(place_ptr + c * R + r)), LEVELS - 1)
@@ -396,9 +404,9 @@ def gates_backward_kernel(
             x += P
         # A log forget gate is part of all that later steps read of earlier ones; itself included among the former.
         d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x
-        d_log_f += tl.cumsum(kdk_after, 0) - kdk_after + tl.load(between_ptr + chunk)
+        d_log_f += tl.cumsum(kdk, 0) - kdk + tl.load(between_ptr + chunk)
         f = tl.load(f_ptr + at, mask=row >= 0, other=0.0).to(tl.float32)
-        tl.store(di_ptr + at, (kdk + kdk_after).to(di_ptr.dtype.element_ty), mask=row >= 0)
+        tl.store(di_ptr + at, (by_s + kdk).to(di_ptr.dtype.element_ty), mask=row >= 0)
         tl.store(df_ptr + at, (d_log_f * tl.exp(log_sigmoid(-f))).to(df_ptr.dtype.element_ty), mask=row >= 0)
         tl.store(
             dlevel_ptr + at[:, None] * LEVELS + column, dlevel.to(dlevel_ptr.dtype.element_ty),

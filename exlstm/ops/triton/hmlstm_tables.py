@@ -239,18 +239,34 @@ def sent_between(at: Tables, sums: Tensor, to_parent: Tensor, to_final: Tensor) 
     M = sums.shape[-1]
     before, (first, last) = pad(sums.cumsum(-1), (1, 0)).flatten(1), at.between
     begins = to_parent + to_final + before[:, last] - before[:, first]  # every memory's, at the end of its steps
-
-    def ending(ids: Tensor, parts: Tensor) -> Tensor:
-        return pad(parts, (0, 1))[:, ids.long()].sum(-1)  # -1 is the nothing at the end
-
-    change = pad(begins[:, :M] - ending(at.source, to_parent), (1, 0))
+    change = pad(begins[:, :M] - _of_all(at.source, to_parent), (1, 0))
     change[:, :-1] -= sums.sum(1)
-    change.index_add_(
-        1, at.last + 1, ending(at.slot_source, to_final).unflatten(1, (len(at.last), -1)).sum(-1), alpha=-1
-    )
+    final = _of_all(at.slot_source, to_final).unflatten(1, (len(at.last), -1)).sum(-1)
+    change.index_add_(1, at.last + 1, final, alpha=-1)
     if len(at.held) > 0:
         change.index_add_(1, at.first, begins[:, M:].unflatten(1, at.held.shape).sum(1))
     return change.cumsum(1)[:, :-1]
+
+
+def sent_to_slots(at: Tables, kdk: Tensor, to_final: Tensor) -> Tensor:
+    """The sums of P of all that is part of each slot of the final state [B, H, levels], in float64.
+
+    <dC, C> + <dn, n>, but of the same numbers that the gates receive: what cancels among them does so to the last bit.
+
+    Args:
+        at: the tables.
+        kdk: [M, H, L] sums of P of steps as part of what is read after their chunk.
+        to_final: [H, N] sums of P of memories as part of the final state.
+    """
+    before = pad(kdk[at.slot_chunk.clamp(min=0).long()].double().cumsum(-1), (1, 0))
+    first, last = at.slot_steps.long()[:, :, None, None].expand(-1, -1, kdk.shape[1], 1)
+    of_steps = (before.gather(-1, last) - before.gather(-1, first))[..., 0].T
+    return (of_steps + _of_all(at.slot_source, to_final)).unflatten(1, (len(at.last), -1)).movedim(0, 1)
+
+
+def _of_all(ids: Tensor, parts: Tensor) -> Tensor:
+    """The sums, over a table's last dimension, of parts [H, N]; of -1 there is nothing."""
+    return pad(parts, (0, 1))[:, ids.long()].sum(-1)
 
 
 def through_final_m(

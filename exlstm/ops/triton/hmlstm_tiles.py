@@ -45,12 +45,12 @@ class Tiles(NamedTuple):
 _WIDE = Tiles(
     chunk=256,
     memories=Tile({"BL": 64, "BK": 64, "BV": 128}, 4, 3),
-    scores=Tile({"B": 128, "BD": 64}, 8, 3),
-    outputs=Tile({"BT": 128, "BV": 128, "BD": 64, "BS": 64}, 8, 3),
-    scores_backward=Tile({"B": 64, "BD": 64}, 8, 3),
-    memories_backward=Tile({"BL": 64, "BK": 128, "BV": 128}, 8, 3),
-    queries=Tile({"BT": 64, "BD": 64, "BS": 32}, 8, 3),
-    keys=Tile({"BS": 64, "BD": 64, "BT": 64}, 8, 3),
+    scores=Tile({"B": 64, "BD": 64}, 4, 3),
+    outputs=Tile({"BT": 128, "BV": 256, "BD": 64, "BS": 64}, 8, 3),
+    scores_backward=Tile({"B": 64, "BD": 64}, 8, 4),
+    memories_backward=Tile({"BL": 64, "BK": 64, "BV": 128}, 4, 3),
+    queries=Tile({"BT": 64, "BD": 64, "BS": 64}, 8, 3),
+    keys=Tile({"BS": 64, "BD": 64, "BT": 32}, 8, 3),
     values=Tile({"BS": 128, "BV": 128, "BD": 64, "BT": 64}, 8, 3),
 )
 _WIDEST = _WIDE._replace(  # keys of more than 256 columns
@@ -58,11 +58,11 @@ _WIDEST = _WIDE._replace(  # keys of more than 256 columns
 )
 _NARROW = Tiles(
     chunk=128,
-    memories=Tile({"BL": 64, "BK": 64, "BV": 64}, 4, 3),
+    memories=Tile({"BL": 64, "BK": 64, "BV": 128}, 4, 3),
     scores=Tile({"B": 64, "BD": 64}, 4, 2),
     outputs=Tile({"BT": 64, "BV": 128, "BD": 64, "BS": 64}, 4, 2),
-    scores_backward=Tile({"B": 64, "BD": 64}, 8, 2),
-    memories_backward=Tile({"BL": 64, "BK": 64, "BV": 64}, 4, 3),
+    scores_backward=Tile({"B": 64, "BD": 64}, 4, 2),
+    memories_backward=Tile({"BL": 128, "BK": 64, "BV": 64}, 4, 3),
     queries=Tile({"BT": 64, "BD": 64, "BS": 64}, 4, 3),
     keys=Tile({"BS": 64, "BD": 64, "BT": 64}, 4, 3),
     values=Tile({"BS": 64, "BV": 128, "BD": 64, "BT": 64}, 4, 2),

@@ -130,13 +130,13 @@ def _backward(
     """The gradients of q, k, v, i, f and, if there is one, of the initial C, n and m."""
     from exlstm.ops.triton import mlstm_backward_kernels as kernels
 
-    gradients = _gradients(q, k, v, i, f, C0, n0)
+    gradients = _gradients(q, k, v, i, f, C0, n0, dC1, dn1)
     dq, dk, dv, di, df, *initial = gradients
     dC0, dn0, dm0 = initial or (None, None, None)
     q, k, v, i, f, mask, dh, dC1, dn1 = contiguous(q, k, v, i, f, mask, dh, dC1, dn1)
     call = Call(q, v, chunk_size, sigmoid)
     a, F, M, u, w, d = steps
-    r, dd, ur, ud, qdq, kdk, kdk_after = steps.new_empty(7, *steps.shape[1:])
+    r, dd, ur, ud, qdq, kdk, sums_t = steps.new_empty(7, *steps.shape[1:])
     common = {**call.sizes, **call.products}
     rows, columns = 16, padded(call.dv)
     launch(
@@ -157,11 +157,13 @@ def _backward(
     )  # fmt: skip
 
     A, dS, tile = call.pairs(q), call.pairs(q), call.tiles.scores_backward
+    sums_s = steps.new_empty(call.rows, call.chunks, call.blocks(tile.rows), call.tiles.chunk)
+    sums: dict[str, Any] = {"sums_t_ptr": sums_t, "sums_s_ptr": sums_s, "B": tile.rows}
     launch(
         kernels.scores_backward_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
         q_ptr=q, k_ptr=k, v_ptr=v, dh_ptr=dh, a_ptr=a, M_ptr=M, r_ptr=r, dd_ptr=dd,
         document_ptr=None if reset is None else document, A_ptr=A, dS_ptr=dS,
-        scale=call.scale, B=tile.rows, BD=tile.inner, **common,
+        scale=call.scale, BD=tile.inner, **sums, **common,
     )  # fmt: skip
     tile = call.tiles.queries
     launch(
@@ -173,7 +175,7 @@ def _backward(
     launch(
         kernels.keys_kernel, (call.blocks(tile.rows), *call.over_chunks), **tile.compiled,
         q_ptr=q, k_ptr=k, v_ptr=v, dS_ptr=dS, w_ptr=w, dC_ptr=dC, dn_ptr=dn, dk_ptr=dk, kdk_ptr=kdk,
-        kdk_after_ptr=kdk_after, BS=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
+        BS=tile.rows, BK=padded(call.dk), BD=tile.inner, **common,
     )  # fmt: skip
     tile = call.tiles.values
     launch(
@@ -183,8 +185,8 @@ def _backward(
     )  # fmt: skip
     launch(
         kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
-        i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, kdk_after_ptr=kdk_after, X_ptr=X,
-        di_ptr=di, df_ptr=df, SIGMOID=sigmoid, **call.sizes,
+        i_ptr=i, f_ptr=f, mask_ptr=as_bytes(mask), qdq_ptr=qdq, kdk_ptr=kdk, X_ptr=X, di_ptr=di, df_ptr=df,
+        SIGMOID=sigmoid, **sums, **call.sizes,
     )  # fmt: skip
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
@@ -198,13 +200,24 @@ def _backward(
 
 @_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, *rest: Any) -> list[Tensor]:
-    return _gradients(q, k, v, i, f, rest[2], rest[3])
+    return _gradients(q, k, v, i, f, rest[2], rest[3], rest[-4], rest[-3])
 
 
 def _gradients(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, C0: Tensor | None, n0: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    C0: Tensor | None,
+    n0: Tensor | None,
+    dC1: Tensor | None,
+    dn1: Tensor | None,
 ) -> list[Tensor]:
-    like = [x.new_empty(x.shape) for x in (q, k, v, i, f)]
+    # What gates receive by way of the final memory may cancel with what they receive by its m, which is added later.
+    whole = dC1 is None and dn1 is None
+    gates = [x.new_empty(x.shape, dtype=x.dtype if whole else torch.float32) for x in (i, f)]
+    like = [*(x.new_empty(x.shape) for x in (q, k, v)), *gates]
     if C0 is None or n0 is None:
         return like
     return [*like, C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
@@ -231,9 +244,9 @@ def _derivative(
         dm = dm if dC1 is None else dm - (dC1 * C1).sum((-1, -2))
         dm = dm if dn1 is None else dm - (dn1 * n1).sum(-1)
         to_i, to_f, to_m0 = through_final_m(dm, i, f, m0, mask, reset)
-        di, df = di + to_i.to(di.dtype), df + to_f.to(df.dtype)
+        di, df = di + to_i, df + to_f
         dm0 = None if dm0 is None else dm0 + to_m0
-    return dq, dk, dv, di, df, None, None, dC0, dn0, dm0, None, None
+    return dq, dk, dv, di.to(i.dtype), df.to(f.dtype), None, None, dC0, dn0, dm0, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

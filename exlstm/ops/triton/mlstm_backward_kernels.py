@@ -10,12 +10,13 @@ dS_ts = E_ts (r_t dh_t . v_s + dd_t) / sqrt(DK):
 
 The last is the recurrence of the forward, in reverse (`mlstm_kernels.states_kernel`).
 
-What gates receive needs no product of its own. A step's weight exp(i_s) multiplies k_s everywhere, and exp(F_t) what
-q_t reads, so di_s = k_s . dk_s. log f_t gets q . dq of every read, from t on, of a step before t: the sum of q . dq
-from t to the end of the chunk, less that of k . dk of what reads there; of later reads the sum of k . dk before t, and
-for what was written before the chunk X_c = kept_c (<dC_{c+1}, C_c> + <dn_{c+1}, n_c>). Only sums of the same rounded
-scores are taken from one another. h does not depend on the stabiliser m, which cancels, but for eps: that part, at
-most eps / denominator of the rest, is left out.
+Every weight is the exponential of a sum of gates, so that a gate's gradient is the sum of P = weight x gradient over
+the weights it is part of: i_s of all that read step s, log f_t of all that from t on read a step before t. Inside a
+chunk P_ts = A_ts (r_t dh_t . v_s + dd_t), whose sums over s and over t are taken of the same numbers, so that what log
+forget gates have not part in cancels to the last bits. Of what t reads of the chunk's start the sum of P is q_t . dq_t
+of that part, of what reads s later k_s . dk_s of that part; what is read later and was written before is
+X_c = kept_c (<dC_{c+1}, C_c> + <dn_{c+1}, n_c>). h does not depend on the stabiliser m, which cancels, but for eps:
+that part, at most eps / denominator of the rest, is left out.
 """
 
 import triton
@@ -53,11 +54,14 @@ def reads_kernel(
 
 @triton.jit
 def scores_backward_kernel(
-    q_ptr, k_ptr, v_ptr, dh_ptr, a_ptr, M_ptr, r_ptr, dd_ptr, document_ptr, A_ptr, dS_ptr,
+    q_ptr, k_ptr, v_ptr, dh_ptr, a_ptr, M_ptr, r_ptr, dd_ptr, document_ptr, A_ptr, dS_ptr, sums_t_ptr, sums_s_ptr,
     T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BD: tl.constexpr,
     NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dS and A_ts r_t [B H, N, L, L] in B rows of one chunk and head, but for the blocks that see nothing."""
+    """dS and A_ts r_t [B H, N, L, L] in B rows of one chunk and head, but for the blocks that see nothing.
+
+    And the sums of P of these rows, and of the columns in them [B H, N, L / B, L].
+    """
     c, row = tl.program_id(1), tl.program_id(2)
     b, head = row // H, row % H
     chunk = row.to(tl.int64) * N + c
@@ -70,6 +74,8 @@ def scores_backward_kernel(
     document = step
     if document_ptr is not None:
         document = tl.load(documents + step)
+    sums_s_ptr += (chunk * (L // B) + tl.program_id(0)) * L
+    sums_t = tl.zeros((B,), tl.float32)
     for s0 in range(0, tl.minimum(begin + B, T - c * L), B):
         source = s0 + tl.arange(0, B)
         document_s = source
@@ -83,8 +89,13 @@ def scores_backward_kernel(
         at = (chunk * L + step)[:, None] * L + source[None, :]
         S = products_of(q_ptr, k_ptr, b, t, c * L + source, head, T, H, DK, B, B, BD, PRECISION)
         tl.store(A_ptr + at, (S * E * r[:, None]).to(A_ptr.dtype.element_ty))
-        dA = products_of(dh_ptr, v_ptr, b, t, c * L + source, head, T, H, DV, B, B, BD, PRECISION)
-        tl.store(dS_ptr + at, ((dA * r[:, None] + dd[:, None]) * E).to(dS_ptr.dtype.element_ty))
+        dS = products_of(dh_ptr, v_ptr, b, t, c * L + source, head, T, H, DV, B, B, BD, PRECISION)
+        dS = (dS * r[:, None] + dd[:, None]) * E
+        tl.store(dS_ptr + at, dS.to(dS_ptr.dtype.element_ty))
+        P = S * dS
+        sums_t += tl.sum(P, 1)
+        tl.store(sums_s_ptr + source, tl.sum(P, 0))
+    tl.store(sums_t_ptr + chunk * L + step, sums_t)
 
 
 @triton.jit
@@ -93,7 +104,7 @@ def queries_kernel(
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
     BD: tl.constexpr, NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of BT steps of one chunk and head, and q . dq; BK covers DK."""
+    """dq of BT steps of one chunk and head, and q . dq of what they read of its start; BK covers DK."""
     c, row = tl.program_id(1), tl.program_id(2)
     b, head = row // H, row % H
     chunk = row.to(tl.int64) * N + c
@@ -115,14 +126,14 @@ def queries_kernel(
     if NORMALISED:
         n = tl.load(n_ptr + chunk * DK + x, mask=in_x, other=0.0)
         dq += tl.load(ud_ptr + chunk * L + step)[:, None] * n[None, :]
+    q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)
+    tl.store(qdq_ptr + chunk * L + step, tl.sum(q.to(tl.float32) * dq, 1))
     for s0 in range(0, tl.minimum(begin + BT, T - c * L), BD):
         source = s0 + tl.arange(0, BD)
         s = c * L + source
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=(s < T)[:, None] & in_x[None, :], other=0.0)
         dq = tl.dot(dS, k, dq, input_precision=PRECISION)
-    q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)
-    tl.store(qdq_ptr + chunk * L + step, tl.sum(q.to(tl.float32) * dq, 1))
     tl.store(rows_of(dq_ptr, b, t, head, T, H, DK, x), dq.to(dq_ptr.dtype.element_ty), mask=here & in_x[None, :])
 
 
@@ -150,11 +161,11 @@ def beyond_kernel(
 
 @triton.jit
 def keys_kernel(
-    q_ptr, k_ptr, v_ptr, dS_ptr, w_ptr, dC_ptr, dn_ptr, dk_ptr, kdk_ptr, kdk_after_ptr,
+    q_ptr, k_ptr, v_ptr, dS_ptr, w_ptr, dC_ptr, dn_ptr, dk_ptr, kdk_ptr,
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
     NORMALISED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk of BS steps of one chunk and head, and k . dk of what reads them there, and later; BK covers DK."""
+    """dk of BS steps of one chunk and head, and k . dk of what reads them after it; BK covers DK."""
     c, row = tl.program_id(1), tl.program_id(2)
     b, head = row // H, row % H
     chunk = row.to(tl.int64) * N + c
@@ -176,16 +187,13 @@ def keys_kernel(
         dk += tl.load(dn_ptr + chunk * DK + x, mask=in_x, other=0.0)[None, :]
     dk *= tl.load(w_ptr + chunk * L + source)[:, None]
     k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)
-    kdk_after = tl.sum(k.to(tl.float32) * dk, 1)
-    tl.store(kdk_after_ptr + chunk * L + source, kdk_after)
+    tl.store(kdk_ptr + chunk * L + source, tl.sum(k.to(tl.float32) * dk, 1))
     for t0 in range(begin, tl.minimum(L, T - c * L), BD):
         step = t0 + tl.arange(0, BD)
         t = c * L + step
         dS = tl.load(dS_ptr + (chunk * L + step)[:, None] * L + source[None, :])
         q = tl.load(rows_of(q_ptr, b, t, head, T, H, DK, x), mask=(t < T)[:, None] & in_x[None, :], other=0.0)
         dk = tl.dot(tl.trans(dS), q, dk, input_precision=PRECISION)
-    k = tl.load(rows_of(k_ptr, b, s, head, T, H, DK, x), mask=here & in_x[None, :], other=0.0)  # anew: it is large
-    tl.store(kdk_ptr + chunk * L + source, tl.sum(k.to(tl.float32) * dk, 1) - kdk_after)
     tl.store(rows_of(dk_ptr, b, s, head, T, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=here & in_x[None, :])
 
 
@@ -224,23 +232,28 @@ def values_kernel(
 
 @triton.jit
 def gates_backward_kernel(
-    i_ptr, f_ptr, mask_ptr, qdq_ptr, kdk_ptr, kdk_after_ptr, X_ptr, di_ptr, df_ptr,
-    T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
+    i_ptr, f_ptr, mask_ptr, sums_t_ptr, sums_s_ptr, qdq_ptr, kdk_ptr, X_ptr, di_ptr, df_ptr,
+    T, H, N, L: tl.constexpr, B: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
     """The gradients of one chunk's gates, of one head."""
     c, row = tl.program_id(0), tl.program_id(1)
     b = (row // H).to(tl.int64)
-    t = c * L + tl.arange(0, L)
+    step = tl.arange(0, L)
+    t = c * L + step
     inside = t < T
     at = (b * T + t) * H + row % H
-    of_step = row.to(tl.int64) * N * L + t
-    kdk, kdk_after = tl.load(kdk_ptr + of_step), tl.load(kdk_after_ptr + of_step)
-    x = tl.load(qdq_ptr + of_step) - kdk
+    chunk = row.to(tl.int64) * N + c
+    sums_s = tl.zeros((L,), tl.float32)
+    for block in tl.static_range(L // B):
+        read = inside & (step < (block + 1) * B)
+        sums_s += tl.load(sums_s_ptr + (chunk * (L // B) + block) * L + step, mask=read, other=0.0)
+    x = tl.load(sums_t_ptr + chunk * L + step) + tl.load(qdq_ptr + chunk * L + step) - sums_s
+    kdk = tl.load(kdk_ptr + chunk * L + step)
     d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x
-    d_log_f += tl.cumsum(kdk_after, 0) - kdk_after + tl.load(X_ptr + row * N + c)
+    d_log_f += tl.cumsum(kdk, 0) - kdk + tl.load(X_ptr + chunk)
     if mask_ptr is not None:
         d_log_f = tl.where(tl.load(mask_ptr + b * T + t, mask=inside, other=0) != 0, d_log_f, 0.0)
-    di = kdk + kdk_after
+    di = sums_s + kdk
     if SIGMOID:
         i = tl.load(i_ptr + at, mask=inside, other=0.0).to(tl.float32)
         di *= tl.exp(log_sigmoid(-i))

@@ -49,7 +49,7 @@ class Tiles(NamedTuple):
 #                          rows columns inner warps stages
 _WIDE = Tiles(
     chunk=256,
-    states=Tile(64, 128, 64, 4, 3),
+    states=Tile(64, 128, 64, 4, 4),
     scores=Tile(128, 0, 64, 8, 3),
     outputs=Tile(128, 128, 64, 8, 3),
     scores_backward=Tile(128, 0, 64, 8, 3),
@@ -63,7 +63,7 @@ _NARROW = Tiles(
     states=Tile(64, 128, 64, 4, 3),
     scores=Tile(64, 0, 64, 4, 2),
     outputs=Tile(64, 128, 64, 4, 2),
-    scores_backward=Tile(64, 0, 64, 4, 2),
+    scores_backward=Tile(64, 0, 64, 8, 2),
     queries=Tile(64, 0, 64, 4, 3),
     keys=Tile(64, 0, 64, 4, 3),
     values=Tile(64, 128, 64, 4, 2),

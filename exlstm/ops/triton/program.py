@@ -34,15 +34,18 @@ class TritonProgram(Program):
     """
 
     state_dtype = torch.float32
+    guarded = True
 
     def __init__(self, batch: int, dtype: torch.dtype, *, device: torch.device, weights: Weights = "full") -> None:
         self.batch, self.dtype, self.device = batch, dtype, device
         self.weights: Weights = "full" if weights == "int8" and batch > 1 else weights
+        self._embeds: list[Node] = []  # before all others, which read the mask that these leave
         self._nodes: list[Node] = []
         self._plan: list[Node] = []
         # By type, states and what they are to be at the end of a run: one launch for all.
         self._copies: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
         self._mask = torch.ones(batch, dtype=torch.bool, device=device)
+        self._present = self._mask.view(torch.uint8)
         self._masked = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -61,19 +64,21 @@ class TritonProgram(Program):
             self._graph = graph
             graph.replay()
         else:
-            self._plan = self._plan or planned(self._nodes, one_row=self.batch == 1)
+            self._plan = self._plan or planned([*self._embeds, *self._nodes], one_row=self.batch == 1)
             self._execute()
 
     def _execute(self) -> None:
-        mask = self._mask.view(torch.uint8)
         for node in self._plan:
-            node.run(mask)
+            node.run(self._present)
         for states, after in self._copies.values():
             torch._foreach_copy_(states, after)
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
-        y = self.register(table.shape[1])
-        return self._call(partial(nodes.embed, tokens, table.detach(), y), [tokens], [y])
+        y, given = self.register(table.shape[1]), self._present
+        self._present = torch.empty_like(given)
+        function = partial(nodes.embed, tokens, _own(table), y, given, self._present)
+        self._embeds.append(Call(function, [tokens, given], [y, self._present]))
+        return y
 
     def linear(
         self,

@@ -170,6 +170,27 @@ def linear_kernel(
 
 
 @triton.jit
+def embed_kernel(
+    tokens_ptr, table_ptr, given_ptr, y_ptr, present_ptr, batch, numbers, tokens_row, y_row, columns,
+    BATCH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK columns of the row of a table [numbers, columns] that a token chooses, and whether its row is present.
+
+    If any token is out of range, as each program finds out for itself, all are taken for 0 and no row is present.
+    """
+    tile, b = tl.program_id(0), tl.program_id(1)
+    at, each = tile * BLOCK + tl.arange(0, BLOCK), tl.arange(0, BATCH)
+    inside = at < columns
+    tokens = tl.load(tokens_ptr + each * tokens_row, mask=each < batch, other=0)
+    good = (tl.min(tokens, 0) >= 0) & (tl.max(tokens, 0) < numbers)
+    token = tl.where(good, tl.load(tokens_ptr + b * tokens_row), 0)
+    y = tl.load(table_ptr + token * columns + at, mask=inside, other=0.0)
+    tl.store(y_ptr + b * y_row + at, y, mask=inside)
+    if tile == 0:
+        tl.store(present_ptr + b, tl.where(good, tl.load(given_ptr + b), 0))
+
+
+@triton.jit
 def headwise_kernel(
     x_ptr, weight_ptr, y_ptr, x_row, y_row, columns, SIZE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip

@@ -215,9 +215,16 @@ class Call:
         self.function(mask)
 
 
-def embed(tokens: Tensor, table: Tensor, y: Tensor, mask: Tensor) -> None:
-    """Rows of a table."""
-    torch.index_select(table, 0, tokens, out=y)
+def embed(tokens: Tensor, table: Tensor, y: Tensor, given: Tensor, present: Tensor, mask: Tensor) -> None:
+    """Rows of a table; `present` becomes the mask `given`, or, if a token is out of range, one that has no row."""
+    from exlstm.ops.triton import program_kernels as kernels
+
+    numbers, width = table.shape
+    launch(
+        kernels.embed_kernel, (-(-width // BLOCK), len(y)), warps=4, stages=1,
+        tokens_ptr=tokens, table_ptr=table, given_ptr=given, y_ptr=y, present_ptr=present, batch=len(y),
+        numbers=numbers, tokens_row=_row(tokens), y_row=_row(y), columns=width, BATCH=padded(len(y)), BLOCK=BLOCK,
+    )  # fmt: skip
 
 
 def headwise(x: Tensor, weight: Tensor, y: Tensor, mask: Tensor) -> None:

@@ -46,6 +46,7 @@ MATRICES = (
     (torch.bfloat16, 256, 512),
     (torch.bfloat16, 64, 128),
     (torch.float16, 512, 512),
+    (torch.float16, 256, 512),
     (torch.float32, 256, 512),
 )
 DTYPES, WIDTHS = (torch.bfloat16, torch.float16, torch.float32), (16, 32, 64, 128, 256)
@@ -98,7 +99,7 @@ def launches_of_programs() -> Iterator[Launch]:
     for dtype, style, batch in itertools.product(DTYPES, ("large", "paper"), (1, 2)):
         model = Backbone("msh", 512, 2, style=style, levels=14).to(dtype)
         program = TritonProgram(batch, dtype, device=torch.device("cpu"))
-        x = program.register(512)
+        x = program.embed(program.register(dtype=torch.int64), torch.empty(1000, 512, dtype=dtype))
         for layer in (*model.blocks, model.norm):
             x, _ = emit(layer, program, x)
         with recorded() as launches:
