@@ -42,7 +42,7 @@ SHAPES = ((256, 512), (64, 128))
 SCALAR = ((16, 1024, 4, 64), (16, 1024, 4, 192), (64, 512, 4, 128), (1, 1024, 4, 64))  # B, T, heads, head width
 DECODED = (1, 64)  # rows
 LOOP = 128  # steps of the loop of torch calls; the rest would take as long for each
-CHECKED_UNTIL = 0.38  # of the time there is
+CHECKED_UNTIL = 0.45  # of the time there is
 DISTRIBUTIONS = ("triton", "numpy", "mlstm_kernels", "flash-linear-attention", "fla-core")
 
 GATED = ("mlstm torch", "simple GLA", "gated delta rule")

@@ -4,9 +4,7 @@ A step must read every weight once, and read and write the memories; so its byte
 at which the card copies, say how much is wasted.
 """
 
-import os
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -99,8 +97,7 @@ def compiled(batch: int, *, sizes: Sizes = SMALL, device: str = "cuda") -> dict[
 
 
 def _decoder(model: "_Model", batch: int) -> Decoder:
-    with patch.dict(os.environ, EXLSTM_BACKEND="triton"):  # asked for: it is not yet taken by itself
-        return Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch)
+    return Decoder(model.backbone, embedding=model.embedding, head=model.head, batch=batch)
 
 
 class _Model(nn.Module):

@@ -3,18 +3,17 @@
 `exlstm.ops.qkv_gates` and `gated_norm` by Triton and by PyTorch's operations, and the layer with either.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_checks import judged, rounded
 from exlstm.layers import MLSTM
-from exlstm.ops import gated_norm, qkv_gates
+from exlstm.ops import gated_norm, qkv_gates, reference
+from exlstm.ops.backends import stand_ins
 
 PARTS = ("qkv_gates", "gated_norm")
 TAPS, BLOCK, GATES, HEADS = 4, 4, 8, 4
@@ -111,12 +110,13 @@ def timed_part(*, part: str, backend: str, batch: int, time: int, channels: int)
     return lambda *x: torch.cat([y.flatten() for y in run(*x, backend=backend)]), inputs, ""
 
 
-def timed_layer(*, backend: str, batch: int, time: int, channels: int) -> tuple[Any, list[Tensor], str]:
-    """A layer with so many inner channels; `backend` "auto" or "triton", of all its operators."""
+def timed_layer(*, around: str, batch: int, time: int, channels: int) -> tuple[Any, list[Tensor], str]:
+    """A layer with so many inner channels; `around` "auto" or "torch", what serves what surrounds its memory."""
     layer = MLSTM(channels // 2, HEADS, inner=channels).to(DTYPE)
+    others = {"qkv_gates": reference.qkv.qkv_gates, "gated_norm": reference.gated_norm.gated_norm}
 
     def run(x: Tensor, *_: Tensor) -> Tensor:
-        with patch.dict(os.environ, EXLSTM_BACKEND=backend):
+        with stand_ins(others if around == "torch" else {}):
             y: Tensor = layer(x)[0]
         return y
 
@@ -127,8 +127,8 @@ def timed_layer(*, backend: str, batch: int, time: int, channels: int) -> tuple[
 CONTESTANTS: dict[str, tuple[Callable[..., tuple[Any, list[Tensor], str]], dict[str, Any]]] = {
     **{part: (timed_part, {"part": part, "backend": "triton"}) for part in PARTS},
     **{f"{part} torch": (timed_part, {"part": part, "backend": "torch"}) for part in PARTS},
-    "mLSTM layer": (timed_layer, {"backend": "triton"}),
-    "mLSTM layer auto": (timed_layer, {"backend": "auto"}),
+    "mLSTM layer": (timed_layer, {"around": "auto"}),
+    "mLSTM layer, torch around it": (timed_layer, {"around": "torch"}),
 }
 
 

@@ -21,7 +21,7 @@ from exlstm.ops import hmlstm, mlstm, slstm
 HEADS = 8
 LEVELS = 17
 SETS = 3
-SECONDS = 0.3  # of calls that are timed
+SECONDS = 0.2  # of calls that are timed
 LEAST, MOST = 3, 100  # calls
 FASTEST = 3e9  # cycles a second that no card exceeds
 QUEUED = 0.05  # seconds of a call whose kernels fit into the queue of the device

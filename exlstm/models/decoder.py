@@ -27,10 +27,9 @@ class Decoder:
         logits = decoder.step(tokens)                # int64 [B] to [B, numbers]
 
     A step is a single call of compiled code, in which every weight is read once: on a CPU in C++, in float32 or
-    float64; on a GPU, with EXLSTM_BACKEND=triton in the environment, one CUDA graph of a few kernels a block, in
-    float32, float16 or bfloat16. It computes what the backbone computes in evaluation, and its state is the backbone's
-    own, so that the two can take turns at every step. Elsewhere, and with LSTM or GRU blocks, the backbone itself is
-    called instead.
+    float64; on a GPU one CUDA graph of a few Triton kernels a block, in float32, float16 or bfloat16. It computes what
+    the backbone computes in evaluation, and its state is the backbone's own, so that the two can take turns at every
+    step. Elsewhere, and with LSTM or GRU blocks, the backbone itself is called instead.
 
     Weights are read when the decoder is made: after a change of the model make another one. A decoder serves one
     thread at a time.
@@ -184,15 +183,11 @@ class Decoder:
 
 
 def program_for(batch: int, dtype: torch.dtype, device: torch.device, weights: Weights = "full") -> Program | None:
-    """An empty program for steps on `device`; None if there is none that is to run there.
-
-    Those in Triton only where the environment's EXLSTM_BACKEND asks for it, until they have run on a GPU: so far they
-    are known from the interpreter and the compiler.
-    """
+    """An empty program for steps on `device`; None if there is none, or EXLSTM_BACKEND asks for other kernels there."""
     if dtype in (torch.float32, torch.float64) and cpu.obstacle(device) is None:
         return cpu.CPUProgram(batch, dtype, weights=weights)
-    asked = os.environ.get("EXLSTM_BACKEND") == "triton"
-    if asked and device.type == "cuda" and dtype in DTYPES and triton.obstacle(device) is None:
+    wanted = (os.environ.get("EXLSTM_BACKEND") or "auto") in ("auto", "triton")
+    if wanted and device.type == "cuda" and dtype in DTYPES and triton.obstacle(device) is None:
         return TritonProgram(batch, dtype, device=device, weights=weights)
     return None
 

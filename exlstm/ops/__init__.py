@@ -28,9 +28,6 @@ from exlstm.ops.triton import mlstm_state as _triton_mlstm_state
 from exlstm.ops.triton import qkv as _triton_qkv
 from exlstm.ops.triton import slstm as _triton_slstm
 
-# Kernels known from Triton's interpreter and its compiler alone stand after torch, until they have run on a GPU.
-_ASKED = "only when asked for; "
-
 register("mlstm", "cpu", _cpu_mlstm.mlstm, _cpu_mlstm.obstacle)
 register("mlstm", "triton", _triton_mlstm.mlstm, _triton.obstacle, remark=_triton.MATRICES)
 register("mlstm", "torch", _chunkwise_mlstm.mlstm)
@@ -39,22 +36,20 @@ register("mlstm_state", "triton", _triton_mlstm_state.mlstm_state, _triton.obsta
 register("mlstm_state", "torch", _chunkwise_mlstm_state.mlstm_state)
 register("mlstm_state", "reference", _reference_mlstm.mlstm_state)
 register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
+register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=_triton.MATRICES)
 register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
-register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=_ASKED + _triton.MATRICES)
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "triton", _triton_slstm.slstm, _triton.obstacle, remark=_triton_slstm.REMARK)
 register("slstm", "torch", _chunkwise_slstm.slstm)
 register("slstm", "reference", _reference_slstm.slstm)
 register("qkv_gates", "cpu", _cpu_qkv.qkv_gates, _cpu_qkv.obstacle)
+register("qkv_gates", "triton", _triton_qkv.qkv_gates, _triton.obstacle, remark=_triton_qkv.REMARK)
 register("qkv_gates", "torch", _reference_qkv.qkv_gates)
-register("qkv_gates", "triton", _triton_qkv.qkv_gates, _triton.obstacle, remark=_ASKED + _triton_qkv.REMARK)
 register("qkv_gates", "reference", _reference_qkv.qkv_gates)
 register("gated_norm", "cpu", _cpu_gated_norm.gated_norm, _cpu_gated_norm.obstacle)
+register("gated_norm", "triton", _triton_gated_norm.gated_norm, _triton.obstacle, remark=_triton_gated_norm.REMARK)
 register("gated_norm", "torch", _reference_gated_norm.gated_norm)
-register(
-    "gated_norm", "triton", _triton_gated_norm.gated_norm, _triton.obstacle, remark=_ASKED + _triton_gated_norm.REMARK
-)
 register("gated_norm", "reference", _reference_gated_norm.gated_norm)
 
 __all__ = [

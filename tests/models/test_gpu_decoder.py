@@ -155,15 +155,19 @@ def test_rows_can_be_chosen_and_it_can_begin_anew():
     assert_near(decoder.step(x[:, 0]), first, tolerance=0)
 
 
-def test_on_a_gpu_the_model_itself_is_called_unless_triton_is_asked_for(monkeypatch):
+def test_on_a_gpu_triton_is_taken_unless_another_backend_is_asked_for(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(module.triton, "obstacle", lambda device: None)
     made = []
     monkeypatch.setattr(module, "TritonProgram", lambda *of, **options: made.append((of, options)))
     of = 1, torch.bfloat16, torch.device("cuda")
-    monkeypatch.delenv("EXLSTM_BACKEND", raising=False)
+    monkeypatch.setenv("EXLSTM_BACKEND", "torch")
     assert module.program_for(*of) is None
     assert not made
-    monkeypatch.setenv("EXLSTM_BACKEND", "triton")
+    for asked in ("triton", "auto"):
+        monkeypatch.setenv("EXLSTM_BACKEND", asked)
+        module.program_for(*of)
+    monkeypatch.delenv("EXLSTM_BACKEND")
     module.program_for(*of, weights="int8")
-    assert made == [(of[:2], {"device": of[2], "weights": "int8"})]
+    assert [options["weights"] for _, options in made] == ["full", "full", "int8"]
+    assert made[-1] == (of[:2], {"device": of[2], "weights": "int8"})

@@ -85,12 +85,11 @@ def gates_kernel(
 @triton.jit
 def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, m1_ptr, N, BLOCK: tl.constexpr):
     """The stabilisers [N + 1] at the chunks' starts, and after the last, of one head: chained in parallel."""
-    row = tl.program_id(0)
+    row, offset = tl.program_id(0), tl.arange(0, BLOCK)
     before = 0.0
     if m0_ptr is not None:
         before = tl.load(m0_ptr + row)
     tl.store(m_ptr + row * (N + 1), before)
-    offset = tl.arange(0, BLOCK)
     for begin in range(0, N, BLOCK):
         c = begin + offset
         kept = tl.load(kept_ptr + row * N + c, mask=c < N, other=0.0)
