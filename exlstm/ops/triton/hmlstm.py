@@ -16,14 +16,7 @@ from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.reference import hmlstm as reference
-from exlstm.ops.triton.hmlstm_tables import (
-    Tables,
-    sent_between,
-    sent_to_slots,
-    tables_of,
-    tables_of_full_rows,
-    through_final_m,
-)
+from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
 from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
 from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precision
 
@@ -278,14 +271,11 @@ def _backward(
     counts: Sequence[int],
     chunk_size: int,
 ) -> list[Tensor]:
-    """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m.
-
-    And last what `sent_to_slots` gives; nothing without gradients of the final state.
-    """
+    """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m."""
     from exlstm.ops.triton import hmlstm_backward_kernels as kernels
 
     gradients = _gradients(q, k, v, i, f, level, C0, n0, mask, dC1)
-    dq, dk, dv, di, df, dlevel, *initial, in_slots = gradients
+    dq, dk, dv, di, df, dlevel, *initial = gradients
     q, k, v, f, dh, dC1, dn1 = contiguous(q, k, v, f, dh, dC1, dn1)
     call = _Call(q, v, level, tables, chunk_size)
     at, tiles, M = call.at, call.tiles, call.chunks
@@ -370,10 +360,7 @@ def _backward(
         **call.sizes, **call.table,
     }  # fmt: skip
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=True, **gates)
-    to_parent, to_final = links.sum(1, dtype=torch.float64).mT
-    between.copy_(sent_between(at, sums, to_parent, to_final).T)
-    if dC1 is not None:
-        in_slots.copy_(sent_to_slots(at, kdk, to_final))
+    between.copy_(sent_between(at, sums, *links.sum(1, dtype=torch.float64).mT).T)
     launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=False, **gates)
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
@@ -407,9 +394,9 @@ def _gradients(
     gate = i.dtype if dC1 is None else torch.float32
     of_steps = ((q, q.dtype), (k, k.dtype), (v, v.dtype), (i, gate), (f, gate), (level, level.dtype))
     like = [(x.new_empty if mask is None else x.new_zeros)(x.shape, dtype=dtype) for x, dtype in of_steps]
-    if C0 is not None and n0 is not None:
-        like += [C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
-    return [*like, q.new_zeros(len(q), *level.shape[2:], dtype=torch.float64)]
+    if C0 is None or n0 is None:
+        return like
+    return [*like, C0.new_empty(C0.shape), n0.new_empty(n0.shape), n0.new_empty(n0.shape[:-1])]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -438,11 +425,13 @@ def _derivative(
         dC1 = torch.zeros_like(C1) if dC1 is None else dC1
         dn1 = torch.zeros_like(n1) if dn1 is None else dn1
     of = (q, k, v, i, f, level, C0, n0, mask, h, *kept, dh, dC1, dn1)
-    dq, dk, dv, di, df, dlevel, *initial, in_slots = _backward(*of, tables, ctx.counts, ctx.chunk_size)
+    dq, dk, dv, di, df, dlevel, *initial = _backward(*of, tables, ctx.counts, ctx.chunk_size)
     dC0, dn0, dm0 = initial or (None, None, None)
     if any(x is not None for x in (dC1, dm1, d_decay)):
         # C and n are scaled by exp(-m): seen unscaled, m gets what is its own less what they get.
-        dm = -in_slots if dm1 is None else dm1 - in_slots
+        dm = torch.zeros_like(n1[..., 0]) if dm1 is None else dm1
+        if dC1 is not None and dn1 is not None:
+            dm = dm - (dC1 * C1).sum((-1, -2)) - (dn1 * n1).sum(-1)
         to_i, to_f, to_m0 = through_final_m(dm, d_decay, i, f, m0, Tables(*tables).held, begun, mask, reset)
         di, df = di + to_i, df + to_f
         dm0 = None if dm0 is None else dm0 + to_m0

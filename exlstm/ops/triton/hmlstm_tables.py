@@ -248,22 +248,6 @@ def sent_between(at: Tables, sums: Tensor, to_parent: Tensor, to_final: Tensor) 
     return change.cumsum(1)[:, :-1]
 
 
-def sent_to_slots(at: Tables, kdk: Tensor, to_final: Tensor) -> Tensor:
-    """The sums of P of all that is part of each slot of the final state [B, H, levels], in float64.
-
-    <dC, C> + <dn, n>, but of the same numbers that the gates receive: what cancels among them does so to the last bit.
-
-    Args:
-        at: the tables.
-        kdk: [M, H, L] sums of P of steps as part of what is read after their chunk.
-        to_final: [H, N] sums of P of memories as part of the final state.
-    """
-    before = pad(kdk[at.slot_chunk.clamp(min=0).long()].double().cumsum(-1), (1, 0))
-    first, last = at.slot_steps.long()[:, :, None, None].expand(-1, -1, kdk.shape[1], 1)
-    of_steps = (before.gather(-1, last) - before.gather(-1, first))[..., 0].T
-    return (of_steps + _of_all(at.slot_source, to_final)).unflatten(1, (len(at.last), -1)).movedim(0, 1)
-
-
 def _of_all(ids: Tensor, parts: Tensor) -> Tensor:
     """The sums, over a table's last dimension, of parts [H, N]; of -1 there is nothing."""
     return pad(parts, (0, 1))[:, ids.long()].sum(-1)

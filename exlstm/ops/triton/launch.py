@@ -44,12 +44,8 @@ def _installed() -> bool:
 
 
 @functools.cache
-def _capability(index: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
-
-
 def _too_old(index: int) -> str | None:
-    if (capability := _capability(index)) >= OLDEST:
+    if (capability := torch.cuda.get_device_capability(index)) >= OLDEST:
         return None
     return f"the GPU has compute capability {capability[0]}.{capability[1]}; {OLDEST[0]}.{OLDEST[1]} or newer is needed"
 
@@ -61,16 +57,6 @@ def precision(dtype: torch.dtype) -> str:
     of float16, all of whose bits tf32 keeps.
     """
     return "tf32x3" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def overlapping(device: torch.device) -> bool:
-    """Whether a kernel can be launched on `device` while the one before still runs, and wait for it itself.
-
-    That is what Nvidia calls programmatic dependent launch; kernels that do so have an argument PDL.
-    """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return _capability(torch.cuda.current_device() if device.index is None else device.index) >= (9, 0)
 
 
 def padded(width: int) -> int:
@@ -120,8 +106,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arg
         if compiled is not None:
             compiled[(*grid, 1, 1)[:3]](*values)
             return
-        options = {"launch_pdl": True} if arguments.get("PDL") else {}
-        compiled = kernel[grid](*values, num_warps=warps, num_stages=stages, **options)
+        compiled = kernel[grid](*values, num_warps=warps, num_stages=stages)
     if compiled is not None:  # as it is in the interpreter
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()

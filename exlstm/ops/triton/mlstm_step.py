@@ -44,12 +44,10 @@ def launch_step(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     sigmoid: bool = False,
-    overlapped: bool = False,
 ) -> None:
     """Write h [B, H, DV] and the memory `after` from q, k, v, i, f [B, ...], each row of which is contiguous.
 
-    The C before may be that after; n and m may not. A mask and a reset are uint8 [B]. `overlapped` as
-    `launch.overlapping` has it.
+    The C before may be that after; n and m may not. A mask and a reset are uint8 [B].
     """
     from exlstm.ops.triton import mlstm_step_kernels as kernels
 
@@ -64,7 +62,6 @@ def launch_step(
         **{f"{name}1_ptr": x for name, x in zip(("C", "n", "m"), after, strict=True)},
         mask_ptr=mask, reset_ptr=reset, h_ptr=h,
         H=heads, scale=dk**-0.5, DK=dk, DV=dv, BK=block, BV=columns, SIGMOID=sigmoid,
-        PDL=overlapped,
     )  # fmt: skip
 
 

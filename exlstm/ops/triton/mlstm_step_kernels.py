@@ -4,14 +4,13 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.triton.common_kernels import denominator, log_sigmoid
-from exlstm.ops.triton.overlap_kernels import follow
 
 
 @triton.jit
 def step_kernel(
     q_ptr, k_ptr, v_ptr, i_ptr, f_ptr, mask_ptr, reset_ptr, C_ptr, n_ptr, m_ptr, h_ptr, C1_ptr, n1_ptr, m1_ptr,
     q_row, k_row, v_row, i_row, f_row, H, scale, DK: tl.constexpr, DV: tl.constexpr, BK: tl.constexpr,
-    BV: tl.constexpr, SIGMOID: tl.constexpr, PDL: tl.constexpr,
+    BV: tl.constexpr, SIGMOID: tl.constexpr,
 ):  # fmt: skip
     """BV columns of the memory of one head: q, k [B, H, DK], v [B, H, DV], gates [B, H]; C_ptr None: it is empty.
 
@@ -21,8 +20,6 @@ def step_kernel(
     b, head = row // H, row % H
     e = tile * BV + tl.arange(0, BV)
     in_e = e < DV
-    if PDL:
-        follow()
     i = tl.load(i_ptr + b * i_row + head).to(tl.float32)
     log_f = log_sigmoid(tl.load(f_ptr + b * f_row + head).to(tl.float32))
     m = 0.0

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from exlstm.ops.triton.common_kernels import log_sigmoid
-from exlstm.ops.triton.overlap_kernels import fetch, follow
 
 
 @triton.jit
@@ -94,7 +93,7 @@ def vector_kernel(
 def mapped(
     x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr,
     tile, outputs, inputs, eps, cap, NORM: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, y_cap, GLU: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, STAGES: tl.constexpr, y_cap, GLU: tl.constexpr,
 ):  # fmt: skip
     """ROWS outputs of a matrix [outputs, inputs] and one vector, which every program makes anew: it is short.
 
@@ -104,12 +103,6 @@ def mapped(
     row = tile * ROWS + tl.arange(0, ROWS)
     here = row < outputs
     offset = tl.arange(0, BLOCK)
-    if PDL:  # weights are there before x is
-        entries = tl.minimum(ROWS, outputs - tile * ROWS) * inputs
-        fetch(matrix_ptr + (tile * ROWS).to(tl.int64) * inputs, entries)
-        if GLU is not None:
-            fetch(matrix_ptr + (tile * ROWS + outputs).to(tl.int64) * inputs, entries)
-        follow()
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
     others = sums
     for begin in tl.range(0, inputs, WIDTH, num_stages=STAGES):
@@ -149,7 +142,7 @@ def linear_kernel(
     matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr, outputs, inputs, stride, y_cap,
     matrix2_ptr, scale2_ptr, bias2_ptr, y2_ptr, outputs2, y2_cap, tiles,
     NORM: tl.constexpr, KIND: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    STAGES: tl.constexpr, GLU: tl.constexpr, PDL: tl.constexpr,
+    STAGES: tl.constexpr, GLU: tl.constexpr,
 ):  # fmt: skip
     """Of one vector, ROWS outputs of one of several matrices: of blocks that map their own part, or of two for all."""
     tile, block = tl.program_id(0), tl.program_id(1)
@@ -158,7 +151,6 @@ def linear_kernel(
             mapped(
                 x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix2_ptr, scale2_ptr, bias2_ptr, None,
                 y2_ptr, tile - tiles, outputs2, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y2_cap, None,
-                PDL,
             )  # fmt: skip
     if tile < tiles:
         if x_ptr is not None:
@@ -173,7 +165,7 @@ def linear_kernel(
             add_ptr += block * stride
         mapped(
             x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, matrix_ptr, scale_ptr, bias_ptr, add_ptr, y_ptr,
-            tile, outputs, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y_cap, GLU, PDL,
+            tile, outputs, inputs, eps, cap, NORM, KIND, WIDTH, BLOCK, ROWS, STAGES, y_cap, GLU,
         )  # fmt: skip
 
 

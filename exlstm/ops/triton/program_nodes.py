@@ -11,7 +11,7 @@ from exlstm.ops.hmlstm import HMLSTMState
 from exlstm.ops.mlstm import MLSTMState
 from exlstm.ops.program import Activation, Ring
 from exlstm.ops.slstm import SLSTMState
-from exlstm.ops.triton.launch import PROCESSORS, launch, overlapping, padded
+from exlstm.ops.triton.launch import PROCESSORS, launch, padded
 from exlstm.ops.triton.mlstm_step import launch_step, memory_tile
 
 BLOCK = 1024  # elements of a vector, where nothing else decides
@@ -135,12 +135,11 @@ class Linear:
         rows = _rows(outputs * blocks, operands["BLOCK"] * (1 if self.glu is None else 2))
         tiles = -(-outputs // rows)
         more = 0 if also is None else -(-also.matrix.shape[1] // rows)
-        aligned = inputs * self.matrix.element_size() % 16 == 0
         launch(
             kernels.linear_kernel, (tiles + more, blocks), warps=4, stages=1,
             matrix_ptr=self.matrix, scale_ptr=self.scale, bias_ptr=self.bias, add_ptr=self.add, y_ptr=self.y,
             outputs=outputs, inputs=inputs, stride=self.stride, y_cap=self.cap, GLU=self.glu, ROWS=rows, tiles=tiles,
-            STAGES=1 if operands["WIDTH"] >= inputs else AHEAD, PDL=aligned and overlapping(self.y.device),
+            STAGES=1 if operands["WIDTH"] >= inputs else AHEAD,
             matrix2_ptr=also and also.matrix, scale2_ptr=also and also.scale, bias2_ptr=also and also.bias,
             y2_ptr=also and also.y, outputs2=also and also.matrix.shape[1], y2_cap=also and also.cap, **operands,
         )  # fmt: skip
@@ -242,8 +241,7 @@ def headwise(x: Tensor, weight: Tensor, y: Tensor, mask: Tensor) -> None:
 
 def mlstm(inputs: Sequence[Tensor], state: MLSTMState, h: Tensor, after: Sequence[Tensor], mask: Tensor) -> None:
     """q, k, v, i, f, all [B, ...], to h; C is changed in place, n and m are written to `after`."""
-    overlapped = len(h) == 1 and overlapping(h.device)  # after kernels of our own
-    launch_step(inputs, state, h, (state.C, *after), mask=mask, overlapped=overlapped)
+    launch_step(inputs, state, h, (state.C, *after), mask=mask)
 
 
 def hmlstm(inputs: Sequence[Tensor], state: HMLSTMState, h: Tensor, after: Sequence[Tensor], mask: Tensor) -> None:

@@ -157,8 +157,6 @@ def main(operator: str, target: str) -> None:
         torch.set_float32_matmul_precision("high")  # for there is tf32, and not its exact form
     seen = set()
     for launch in launches_of(operator):
-        if target == "cuda" and "PDL" in launch.arguments:  # as it is there, and not where it is listed
-            launch.arguments["PDL"] = True
         source = source_of(launch)
         options = {"num_warps": launch.warps, "num_stages": launch.stages}
         if (key := (source.hash(), *options.values())) in seen:
