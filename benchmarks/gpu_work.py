@@ -86,7 +86,7 @@ def timed(who: str, mode: str, *, clock: Clock = event_clock, **sizes: Any) -> d
     with torch.device(device):
         while len(sets) < SETS:
             run, inputs, note = build(**options, **sizes)
-            sets.append(_call(run, inputs, mode))
+            sets.append(call_of(run, inputs, mode))
     before = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -103,11 +103,11 @@ def compiled(who: str, **sizes: Any) -> dict[str, Any]:
     build, options = CONTESTANTS[who]
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         run, inputs, _ = build(**options, **sizes)
-        _call(run, inputs, "both")()
+        call_of(run, inputs, "both")()
     return {"compiled": True}
 
 
-def _call(run: Callable[..., Tensor], inputs: list[Tensor], mode: str) -> Callable[[], Any]:
+def call_of(run: Callable[..., Tensor], inputs: list[Tensor], mode: str) -> Callable[[], Any]:
     if mode == "forward":
         return partial(torch.no_grad()(run), *inputs)
     sources = [x.requires_grad_() for x in inputs]

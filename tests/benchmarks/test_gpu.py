@@ -13,7 +13,7 @@ from itertools import chain
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_checks, gpu_decode, gpu_layer, gpu_report, gpu_work, gpu_workers
+from benchmarks import gpu, gpu_checks, gpu_decode, gpu_kernels, gpu_layer, gpu_report, gpu_work, gpu_workers
 from benchmarks.gpu_report import Results
 from benchmarks.gpu_workers import Task
 from exlstm.ops import mlstm
@@ -425,3 +425,21 @@ def test_it_needs_nothing_that_a_bare_machine_has_not():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=gpu.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_other_tiles_are_taken_where_a_table_has_them_in_that_form():
+    pytest.importorskip("triton")
+    sizes = torch.bfloat16, 256, 512, 4096
+    mine, theirs = gpu_kernels.mlstm_call, gpu_kernels.hmlstm
+    before = mine.tiles_of(*sizes), theirs.tiles_of(*sizes)
+    with gpu_kernels.tiles({"values": [64, 64, 32, 4, 2], "keys": [{"BS": 32, "BD": 64, "BT": 64}, 4, 2]}):
+        flat, hierarchical = mine.tiles_of(*sizes), theirs.tiles_of(*sizes)
+    assert flat == before[0]._replace(values=(64, 64, 32, 4, 2))
+    assert hierarchical == before[1]._replace(keys=({"BS": 32, "BD": 64, "BT": 64}, 4, 2))
+    assert (mine.tiles_of(*sizes), theirs.tiles_of(*sizes)) == before
+
+
+def test_a_tile_of_no_table_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        gpu_kernels.main(["mlstm", "--tile", "score", "[1]"])
+    assert "no table has a field 'score'" in capsys.readouterr().err

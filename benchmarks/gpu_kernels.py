@@ -1,0 +1,114 @@
+"""GPU: where the time of a contestant of `gpu.py` goes, kernel by kernel, and how fast it is with other tiles.
+
+    python benchmarks/gpu_kernels.py CONTESTANT [--sizes B,T,DK,DV] [--mode forward|both] [--tile FIELD VALUES] ...
+
+The contestants are the matrix memories of `gpu_work`, for instance mlstm, hmlstm and "xl_chunk 128, 8 warps". VALUES
+are those of a `Tile` of the operator's table, as JSON: --tile scores "[64, 0, 64, 4, 2]" for mlstm, --tile outputs
+'[{"BT": 128, "BV": 256, "BD": 64, "BS": 64}, 8, 3]' for hmlstm.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
+
+from benchmarks import gpu_work  # noqa: E402
+from exlstm.ops.triton import hmlstm, hmlstm_tiles, mlstm_call, mlstm_tiles  # noqa: E402
+
+CALLS = 5
+READERS = ((mlstm_call, mlstm_tiles.Tile), (hmlstm, hmlstm_tiles.Tile))  # of the tables, and what stands in them
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    if not torch.cuda.is_available():
+        print("PyTorch sees no GPU.", file=sys.stderr)
+        return 2
+    batch, time, dk, dv = options.sizes
+    build, fixed = gpu_work.CONTESTANTS[options.contestant]
+    with torch.device("cuda"), tiles(dict(options.tile)):
+        run, inputs, _ = build(**fixed, batch=batch, time=time, dk=dk, dv=dv)
+        call = gpu_work.call_of(run, inputs, options.mode)
+        rows = kernels_of(call)
+    print(f"{options.contestant}, {options.mode}, {batch} x {time}, {dk}, {dv}: {sum(x for _, x, _ in rows):.3f} ms")
+    for name, milliseconds, launches in rows:
+        print(f"{milliseconds:10.3f} {launches:6g}  {name}")
+    return 0
+
+
+def kernels_of(call: Callable[[], Any]) -> list[tuple[str, float, float]]:
+    """Of one call: kernels by name, their milliseconds on the device and how often each is launched, longest first."""
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    events = [event for event in found.key_averages() if event.self_device_time_total > 0]
+    rows = [(event.key, event.self_device_time_total / CALLS / 1e3, event.count / CALLS) for event in events]
+    return sorted(rows, key=lambda row: -row[1])
+
+
+@contextmanager
+def tiles(changed: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Within it these fields of the operators' tables have other values, where a table has them in this form."""
+
+    def replaced(real: Callable[..., Any], kind: type, *sizes: Any) -> Any:
+        table = real(*sizes)
+        fitting = {
+            field: kind(*values)
+            for field, values in changed.items()
+            if field in table._fields and len(values) == len(kind._fields)  # type: ignore[attr-defined]
+        }
+        return table._replace(**fitting)
+
+    with ExitStack() as stack:
+        for module, kind in READERS:
+            real = module.tiles_of
+            stack.enter_context(
+                patch.object(module, "tiles_of", lambda *sizes, real=real, kind=kind: replaced(real, kind, *sizes))
+            )
+        yield
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="gpu_kernels.py", description=__doc__.partition("\n")[0])
+    memories = [who for who, (build, _) in gpu_work.CONTESTANTS.items() if "dk" in signature(build).parameters]
+    parser.add_argument("contestant", choices=memories, metavar="CONTESTANT")
+    parser.add_argument("--sizes", type=_sizes, default=(1, 65536, 256, 512), metavar="B,T,DK,DV")
+    parser.add_argument("--mode", choices=("forward", "both"), default="both")
+    parser.add_argument("--tile", nargs=2, action=_Tile, default=[], metavar=("FIELD", "VALUES"))
+    return parser.parse_args(arguments)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) != 4:
+        raise argparse.ArgumentTypeError(f"four numbers B,T,DK,DV are needed, got {text!r}")
+    return sizes
+
+
+class _Tile(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        field, text = values
+        if field not in {*mlstm_tiles.Tiles._fields, *hmlstm_tiles.Tiles._fields} - {"chunk"}:
+            parser.error(f"--tile: no table has a field {field!r}")
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (field, json.loads(text))])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
