@@ -24,9 +24,7 @@ ALL_OLDER = 1 << 30  # a place whose xor with any step of a chunk lies past the 
 class Tables(NamedTuple):
     """M chunks of L steps, N memories: M of the chunks, then S B of the state's slots; int32, -1 where nothing is."""
 
-    steps: (
-        Tensor  # [M, L] the steps, as indices into [B * T]; [0] where all rows are full: then they follow one another
-    )
+    steps: Tensor  # [M, L] the steps, as indices into [B * T]; [0] if all rows are full, and chunks follow one another
     start: Tensor  # [M] the first chunk of the same document
     going_on: Tensor  # [M] the row whose state the document goes on from
     ending: Tensor  # [M] the row whose last document ends with this chunk
