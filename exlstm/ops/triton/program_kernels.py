@@ -103,7 +103,9 @@ def mapped(
     row = tile * ROWS + tl.arange(0, ROWS)
     here = row < outputs
     offset = tl.arange(0, BLOCK)
-    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    # What a thread loads at once is added up there, so that sums leave registers for more programs at a time.
+    AT_ONCE: tl.constexpr = 128 // matrix_ptr.dtype.element_ty.primitive_bitwidth
+    sums = tl.zeros((ROWS, BLOCK // AT_ONCE), tl.float32)
     others = sums
     for begin in tl.range(0, inputs, WIDTH, num_stages=STAGES):
         at = begin + offset
@@ -115,9 +117,9 @@ def mapped(
             entry = matrix_ptr + (row.to(tl.int64) + outputs)[:, None] * inputs + at[None, :]
             second = tl.load(entry, mask=both, other=0.0).to(tl.float32)
         x = vector(x_ptr, weight_ptr, other_ptr, factor_ptr, gate_ptr, at, inside, WIDTH, eps, cap, NORM, KIND)
-        sums += matrix * x[None, :]
+        sums += tl.sum(tl.reshape(matrix * x[None, :], (ROWS, BLOCK // AT_ONCE, AT_ONCE)), 2)
         if GLU is not None:
-            others += second * x[None, :]
+            others += tl.sum(tl.reshape(second * x[None, :], (ROWS, BLOCK // AT_ONCE, AT_ONCE)), 2)
     y = tl.sum(sums, 1)
     if scale_ptr is not None:
         y *= numbers(scale_ptr, row, here)

@@ -131,8 +131,11 @@ class Linear:
 
         blocks, outputs, inputs = self.matrix.shape
         outputs //= 1 if self.glu is None else 2
-        operands, also = (self.made or Vector(self.x, self.y)).operands, self.also
-        rows = _rows(outputs * blocks, operands["BLOCK"] * (1 if self.glu is None else 2))
+        made, also, halves = self.made or Vector(self.x, self.y), self.also, 1 if self.glu is None else 2
+        operands = made.operands
+        rows = _rows(outputs * blocks, operands["BLOCK"] * halves)
+        if made.weight is None:  # then x can be made in parts of any size
+            operands["WIDTH"] = operands["BLOCK"] = min(padded(inputs), ENTRIES // (rows * halves))
         tiles = -(-outputs // rows)
         more = 0 if also is None else -(-also.matrix.shape[1] // rows)
         launch(

@@ -38,6 +38,7 @@ NAMES = {
     torch.int32: "*i32",
     torch.int64: "*i64",
     torch.uint8: "*u8",
+    torch.int8: "*i8",
 }
 
 
@@ -95,10 +96,12 @@ def marks(batch: int, time: int) -> dict[str, Tensor]:
 
 
 def launches_of_programs() -> Iterator[Launch]:
-    """All launches of steps of small models of all kinds, of one row and of several."""
-    for dtype, style, batch in itertools.product(DTYPES, ("large", "paper"), (1, 2)):
+    """All launches of steps of small models of all kinds, of one row, with weights in full and in bytes, and of two."""
+    for dtype, style, (batch, weights) in itertools.product(
+        DTYPES, ("large", "paper"), ((1, "full"), (1, "int8"), (2, "full"))
+    ):
         model = Backbone("msh", 512, 2, style=style, levels=14).to(dtype)
-        program = TritonProgram(batch, dtype, device=torch.device("cpu"))
+        program = TritonProgram(batch, dtype, device=torch.device("cpu"), weights=weights)
         x = program.embed(program.register(dtype=torch.int64), torch.empty(1000, 512, dtype=dtype))
         for layer in (*model.blocks, model.norm):
             x, _ = emit(layer, program, x)
