@@ -107,7 +107,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *, warps: int, stages: int, **arg
             compiled[(*grid, 1, 1)[:3]](*values)
             return
         compiled = kernel[grid](*values, num_warps=warps, num_stages=stages)
-    if compiled is not None:  # as it is in the interpreter
+    if compiled is not None:  # the interpreter compiles nothing
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
         _compiled[key] = compiled
