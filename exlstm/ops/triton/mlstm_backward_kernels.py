@@ -26,7 +26,7 @@ from exlstm.ops.triton.common_kernels import log_sigmoid, through_denominator
 from exlstm.ops.triton.mlstm_kernels import products_of, rows_of, visible_weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def reads_kernel(
     h_ptr, dh_ptr, d_ptr, F_ptr, M_ptr, u_ptr, r_ptr, dd_ptr, ur_ptr, ud_ptr,
     T, H, N, scale, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, NORMALISED: tl.constexpr,
@@ -52,7 +52,7 @@ def reads_kernel(
     tl.store(ud_ptr + at, u * dd)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def scores_backward_kernel(
     q_ptr, k_ptr, v_ptr, dh_ptr, a_ptr, M_ptr, r_ptr, dd_ptr, document_ptr, A_ptr, dS_ptr, sums_t_ptr, sums_s_ptr,
     T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BD: tl.constexpr,
@@ -98,7 +98,7 @@ def scores_backward_kernel(
     tl.store(sums_t_ptr + chunk * L + step, sums_t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def queries_kernel(
     q_ptr, k_ptr, dh_ptr, dS_ptr, ur_ptr, ud_ptr, C_ptr, n_ptr, dq_ptr, qdq_ptr,
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
@@ -137,7 +137,7 @@ def queries_kernel(
     tl.store(rows_of(dq_ptr, b, t, head, T, H, DK, x), dq.to(dq_ptr.dtype.element_ty), mask=here & in_x[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def beyond_kernel(
     C_ptr, n_ptr, dC_ptr, dn_ptr, kept_ptr, X_ptr,
     N, DK: tl.constexpr, DV: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, NORMALISED: tl.constexpr,
@@ -159,7 +159,7 @@ def beyond_kernel(
     tl.store(X_ptr + chunk, X * tl.load(kept_ptr + chunk))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def keys_kernel(
     q_ptr, k_ptr, v_ptr, dS_ptr, w_ptr, dC_ptr, dn_ptr, dk_ptr, kdk_ptr,
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
@@ -197,7 +197,7 @@ def keys_kernel(
     tl.store(rows_of(dk_ptr, b, s, head, T, H, DK, x), dk.to(dk_ptr.dtype.element_ty), mask=here & in_x[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def values_kernel(
     k_ptr, dh_ptr, A_ptr, w_ptr, dC_ptr, dv_ptr,
     T, H, N, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BS: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr,
@@ -230,7 +230,7 @@ def values_kernel(
     tl.store(rows_of(dv_ptr, b, s, head, T, H, DV, e), dv.to(dv_ptr.dtype.element_ty), mask=here & in_e)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def gates_backward_kernel(
     i_ptr, f_ptr, mask_ptr, sums_t_ptr, sums_s_ptr, qdq_ptr, kdk_ptr, X_ptr, di_ptr, df_ptr,
     T, H, N, L: tl.constexpr, B: tl.constexpr, SIGMOID: tl.constexpr,

@@ -8,7 +8,7 @@ from torch import Tensor
 from exlstm.ops.triton.launch import as_bytes, launch, padded, precision
 from exlstm.ops.triton.mlstm_tiles import Tile, for_few, segments_of, tiles_of
 
-GATE_BLOCK = 1024  # chunks whose stabilisers are chained at once
+FEW_CHUNKS, MANY_CHUNKS = 64, 1024  # whose stabilisers are chained at once, in one of two kernels
 START_BLOCK = 1024  # entries of memories that are chained at once
 
 _Memory = tuple[Tensor | None, Tensor | None]  # C and n
@@ -60,7 +60,7 @@ class Call:
             launch(
                 kernels.stabilisers_kernel, (self.rows,), warps=4, stages=1,
                 kept_ptr=kept, reach_ptr=reach, m0_ptr=m0, m_ptr=m, m1_ptr=m1, N=self.chunks,
-                BLOCK=min(GATE_BLOCK, padded(self.chunks)),
+                BLOCK=FEW_CHUNKS if self.chunks <= FEW_CHUNKS else MANY_CHUNKS,
             )  # fmt: skip
         else:
             m.zero_()

@@ -35,7 +35,7 @@ def _chained(x_kept, x, y_kept, y):
     return x_kept + y_kept, tl.maximum(x + y_kept, y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def gates_kernel(
     i_ptr, f_ptr, mask_ptr, reset_ptr, a_ptr, F_ptr, top_ptr, document_ptr, kept_ptr, reach_ptr,
     T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
@@ -82,7 +82,7 @@ def gates_kernel(
     tl.store(reach_ptr + row * N + c, reach)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, m1_ptr, N, BLOCK: tl.constexpr):
     """The stabilisers [N + 1] at the chunks' starts, and after the last, of one head: chained in parallel."""
     row, offset = tl.program_id(0), tl.arange(0, BLOCK)
@@ -101,7 +101,7 @@ def stabilisers_kernel(kept_ptr, reach_ptr, m0_ptr, m_ptr, m1_ptr, N, BLOCK: tl.
     tl.store(m1_ptr + row, before)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def weights_kernel(
     a_ptr, F_ptr, top_ptr, mask_ptr, document_ptr, kept_ptr, m_ptr, M_ptr, u_ptr, w_ptr,
     T, H, N, L: tl.constexpr, SIGMOID: tl.constexpr,
@@ -143,7 +143,7 @@ def rows_of(ptr, b, t, head, T, H, D: tl.constexpr, d):
     return ptr + ((b * T + t).to(tl.int64) * H + head)[:, None] * D + d[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def weighted_kernel(
     x_ptr, by_ptr, sum_by_ptr, out_ptr, sum_ptr,
     T, H, N, D: tl.constexpr, L: tl.constexpr, BD: tl.constexpr, SUM: tl.constexpr,
@@ -166,7 +166,7 @@ def weighted_kernel(
             tl.store(sum_ptr + chunk * D + d, total, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N", "CHUNKS", "SEGMENTS"])
 def states_kernel(
     kw_ptr, v_ptr, nw_ptr, kept_ptr, C0_ptr, n0_ptr, C_ptr, n_ptr, C1_ptr, n1_ptr, keep1_ptr,
     T, H, N, CHUNKS, SEGMENTS, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BL: tl.constexpr, BK: tl.constexpr,
@@ -237,7 +237,7 @@ def states_kernel(
             tl.store(keep1_ptr + own, keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SEGMENTS"])
 def starts_kernel(x0_ptr, made_ptr, keep_ptr, x_ptr, x1_ptr, SEGMENTS, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK of SIZE entries of a memory of one head before each segment of the way, and after all.
 
@@ -281,7 +281,7 @@ def products_of(
     return products
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def scores_kernel(
     q_ptr, k_ptr, a_ptr, M_ptr, u_ptr, document_ptr, n_ptr, A_ptr, d_ptr,
     T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, B: tl.constexpr, BD: tl.constexpr,
@@ -323,7 +323,7 @@ def scores_kernel(
         tl.store(d_ptr + chunk * L + step, d)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "N"])
 def outputs_kernel(
     q_ptr, v_ptr, A_ptr, F_ptr, M_ptr, u_ptr, d_ptr, C_ptr, h_ptr,
     T, H, N, scale, DK: tl.constexpr, DV: tl.constexpr, L: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr,

@@ -66,7 +66,7 @@ def diagonal(weight_ptr, N, n, P: tl.constexpr):
     return tl.load(weight_ptr + n[:, None] * P + (n % P)[None, :], mask=same & (n < N)[:, None], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def forward_kernel(
     x_ptr, past_ptr, conv_ptr, bias_ptr, q_weight_ptr, k_weight_ptr, v_weight_ptr, reach_ptr,
     c_ptr, q_ptr, k_ptr, v_ptr, T, N, TAPS: tl.constexpr, P: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr,
@@ -89,7 +89,7 @@ def forward_kernel(
     tl.store(rows_of(v_ptr, b, t, T, N, n), v.to(dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "PIECE"])
 def weights_backward_kernel(
     x_ptr, past_ptr, conv_ptr, bias_ptr, q_weight_ptr, k_weight_ptr, reach_ptr, dc_ptr, dq_ptr, dk_ptr, dv_ptr,
     dpre_ptr, dconv_ptr, dbias_ptr, dweights_ptr, T, N, PIECE, TAPS: tl.constexpr, ROOM: tl.constexpr,
@@ -137,7 +137,7 @@ def weights_backward_kernel(
     tl.store(at + 2 * N * P, dv_weight, mask=own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def inputs_backward_kernel(
     conv_ptr, v_weight_ptr, reach_ptr, dv_ptr, dpre_ptr, dx_ptr, dpast_ptr, T, N, TAPS: tl.constexpr, P: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
