@@ -72,6 +72,16 @@ def test_tiles_of_part_of_the_columns_give_the_same(device, columns, monkeypatch
     assert_close(*compared(draw("mlstm", 40), device, torch.float32), SINGLE)
 
 
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+def test_stabilisers_of_many_chunks_are_chained_in_rounds(device, steps, monkeypatch):
+    from exlstm.ops.triton import mlstm_call
+
+    monkeypatch.setattr(mlstm_call, "FEW_CHUNKS", 0)
+    monkeypatch.setattr(mlstm_call, "MANY_CHUNKS", 4)  # of 9: three rounds
+    case = draw("mlstm", 9 * 16 - 5, state=True, steps=steps)
+    assert_close(*compared(case, device, torch.float32, chunk_size=16), SINGLE)
+
+
 @pytest.mark.parametrize("input_gate", ["exp", "sigmoid"])
 @pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
 @pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
