@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,11 @@ from benchmarks import gpu_work  # noqa: E402
 from exlstm.ops.triton import hmlstm, hmlstm_tiles, mlstm_call, mlstm_tiles  # noqa: E402
 
 CALLS = 5
-READERS = ((mlstm_call, mlstm_tiles.Tile), (hmlstm, hmlstm_tiles.Tile))  # of the tables, and what stands in them
+TABLES = {  # of the contestants that have one: who reads it, and where it is
+    "mlstm": (mlstm_call, mlstm_tiles),
+    "mlstm sigmoid": (mlstm_call, mlstm_tiles),
+    "hmlstm": (hmlstm, hmlstm_tiles),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     batch, time, dk, dv = options.sizes
     build, fixed = gpu_work.CONTESTANTS[options.contestant]
-    with torch.device("cuda"), tiles(dict(options.tile)):
+    with torch.device("cuda"), tiles(options.contestant, dict(options.tile)) if options.tile else nullcontext():
         run, inputs, _ = build(**fixed, batch=batch, time=time, dk=dk, dv=dv)
         call = gpu_work.call_of(run, inputs, options.mode)
         rows = kernels_of(call)
@@ -63,24 +67,15 @@ def kernels_of(call: Callable[[], Any]) -> list[tuple[str, float, float]]:
 
 
 @contextmanager
-def tiles(changed: Mapping[str, Sequence[Any]]) -> Iterator[None]:
-    """Within it these fields of the operators' tables have other values, where a table has them in this form."""
+def tiles(who: str, changed: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Within it these fields of a contestant's table have other values."""
+    reader, table = TABLES[who]
+    real = reader.tiles_of
 
-    def replaced(real: Callable[..., Any], kind: type, *sizes: Any) -> Any:
-        table = real(*sizes)
-        fitting = {
-            field: kind(*values)
-            for field, values in changed.items()
-            if field in table._fields and len(values) == len(kind._fields)  # type: ignore[attr-defined]
-        }
-        return table._replace(**fitting)
+    def tiles_of(*sizes: Any) -> Any:
+        return real(*sizes)._replace(**{field: table.Tile(*values) for field, values in changed.items()})
 
-    with ExitStack() as stack:
-        for module, kind in READERS:
-            real = module.tiles_of
-            stack.enter_context(
-                patch.object(module, "tiles_of", lambda *sizes, real=real, kind=kind: replaced(real, kind, *sizes))
-            )
+    with patch.object(reader, "tiles_of", tiles_of):
         yield
 
 
@@ -91,8 +86,29 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("contestant", choices=memories, metavar="CONTESTANT")
     parser.add_argument("--sizes", type=_sizes, default=(1, 65536, 256, 512), metavar="B,T,DK,DV")
     parser.add_argument("--mode", choices=("forward", "both"), default="both")
-    parser.add_argument("--tile", nargs=2, action=_Tile, default=[], metavar=("FIELD", "VALUES"))
-    return parser.parse_args(arguments)
+    parser.add_argument("--tile", nargs=2, action="append", default=[], metavar=("FIELD", "VALUES"))
+    options = parser.parse_args(arguments)
+    try:
+        options.tile = [(field, _values(options.contestant, field, text)) for field, text in options.tile]
+    except ValueError as error:
+        parser.error(f"--tile: {error}")
+    return options
+
+
+def _values(who: str, field: str, text: str) -> list[Any]:
+    """Those of a tile, as its table has them."""
+    if who not in TABLES:
+        raise ValueError(f"tiles are those of {', '.join(TABLES)}, got {who!r}")
+    table = TABLES[who][1]
+    if field not in (fields := table.Tiles._fields[1:]):
+        raise ValueError(f"the table of {who} has the fields {', '.join(fields)}, got {field!r}")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        values = None
+    if not isinstance(values, list) or len(values) != len(table.Tile._fields):
+        raise ValueError(f"{field} needs a JSON list of {', '.join(table.Tile._fields)}, got {text!r}")
+    return values
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -100,14 +116,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if len(sizes) != 4:
         raise argparse.ArgumentTypeError(f"four numbers B,T,DK,DV are needed, got {text!r}")
     return sizes
-
-
-class _Tile(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        field, text = values
-        if field not in {*mlstm_tiles.Tiles._fields, *hmlstm_tiles.Tiles._fields} - {"chunk"}:
-            parser.error(f"--tile: no table has a field {field!r}")
-        setattr(namespace, self.dest, [*getattr(namespace, self.dest), (field, json.loads(text))])
 
 
 if __name__ == "__main__":

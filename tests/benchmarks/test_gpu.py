@@ -427,19 +427,29 @@ def test_it_needs_nothing_that_a_bare_machine_has_not():
     assert done.returncode == 0, done.stderr
 
 
-def test_other_tiles_are_taken_where_a_table_has_them_in_that_form():
-    pytest.importorskip("triton")
-    sizes = torch.bfloat16, 256, 512, 4096
-    mine, theirs = gpu_kernels.mlstm_call, gpu_kernels.hmlstm
-    before = mine.tiles_of(*sizes), theirs.tiles_of(*sizes)
-    with gpu_kernels.tiles({"values": [64, 64, 32, 4, 2], "keys": [{"BS": 32, "BD": 64, "BT": 64}, 4, 2]}):
-        flat, hierarchical = mine.tiles_of(*sizes), theirs.tiles_of(*sizes)
-    assert flat == before[0]._replace(values=(64, 64, 32, 4, 2))
-    assert hierarchical == before[1]._replace(keys=({"BS": 32, "BD": 64, "BT": 64}, 4, 2))
-    assert (mine.tiles_of(*sizes), theirs.tiles_of(*sizes)) == before
+@pytest.mark.parametrize(
+    ("operator", "field", "values"),
+    [("mlstm", "values", [64, 64, 32, 4, 2]), ("hmlstm", "keys", [{"BS": 32, "BD": 64, "BT": 64}, 4, 2])],
+)
+def test_kernels_are_timed_with_other_tiles(operator, field, values):
+    sizes, reader = (torch.bfloat16, 256, 512, 4096), gpu_kernels.TABLES[operator][0]
+    before = reader.tiles_of(*sizes)
+    with gpu_kernels.tiles(operator, {field: values}):
+        assert reader.tiles_of(*sizes) == before._replace(**{field: tuple(values)})
+    assert reader.tiles_of(*sizes) == before
 
 
-def test_a_tile_of_no_table_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("of", "tile", "message"),
+    [
+        ("mlstm", ("score", "[64, 0, 64, 4, 2]"), "the table of mlstm has the fields states, scores"),
+        ("mlstm", ("scores", "[64, 0, 64]"), "scores needs a JSON list of rows, columns, inner, warps, stages"),
+        ("hmlstm", ("scores", "64"), "scores needs a JSON list of blocks, warps, stages"),
+        ("hmlstm", ("scores", "{64"), "scores needs a JSON list of blocks, warps, stages"),
+        ("mlstm torch", ("scores", "[1]"), "tiles are those of mlstm, mlstm sigmoid, hmlstm, got 'mlstm torch'"),
+    ],
+)
+def test_a_tile_that_no_table_has_is_refused(of, tile, message, capsys):
     with pytest.raises(SystemExit):
-        gpu_kernels.main(["mlstm", "--tile", "score", "[1]"])
-    assert "no table has a field 'score'" in capsys.readouterr().err
+        gpu_kernels.main([of, "--tile", *tile])
+    assert message in capsys.readouterr().err
