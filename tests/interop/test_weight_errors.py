@@ -1,7 +1,6 @@
 """Configs and tensors of others that are damaged, hostile or not ours to compute: one sentence, and little memory."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from exlstm import cli
 from exlstm.interop import Target, convert, from_pretrained, save_pretrained
 from exlstm.models.weight_files import WEIGHTS, Planned, write_weights
 from tests.interop.weight_cases import LARGE, PAPER, model_of
-from tests.memory import needs_proc
+from tests.memory import needs_proc, printed_by
 
 
 @pytest.fixture
@@ -260,7 +259,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(values))
     code = """if True:
         import sys
-        from tests.memory import growth
+        from benchmarks.memory import growth
         from exlstm.interop import Target, convert, from_pretrained
 
         place = sys.argv[1]
@@ -271,8 +270,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         print(growth(lambda: from_pretrained(place + "/again")))
         """
     save_pretrained(model_of("large", LARGE["plain"]), tmp_path / "small", Target(to="transformers"))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    forth, back, load = map(int, done.stdout.split())
+    forth, back, load = printed_by(code, tmp_path)
     assert forth < 60e6
     assert back < 60e6
     assert load < total + 60e6

@@ -4,8 +4,6 @@ import json
 import pickle
 import re
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from exlstm.models import LanguageModel
 from exlstm.models.weight_files import INDEX, WEIGHTS, Planned, WeightFiles, read_json, write_weights
-from tests.memory import needs_proc
+from tests.memory import needs_proc, printed_by
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -248,10 +246,11 @@ def test_a_large_model_is_built_without_drawing_its_weights_first(tmp_path):
     size = sum(p.numel() * 4 for p in model.parameters())
     model.save_pretrained(tmp_path)
     code = (
-        "from tests.memory import growth\n"
+        "import sys\n"
+        "from benchmarks.memory import growth\n"
         "from exlstm.models import LanguageModel\n"
-        f"print(growth(lambda: LanguageModel.from_pretrained({str(tmp_path)!r})))\n"
+        "print(growth(lambda: LanguageModel.from_pretrained(sys.argv[1])))\n"
     )
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    [grown] = printed_by(code, tmp_path)
     # One tensor of the file lies in memory beside its copy.
     assert grown < size + 40_000 * 512 * 4 + 30_000_000

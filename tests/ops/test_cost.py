@@ -1,16 +1,11 @@
 """What long sequences may cost: memory that grows with T, not its square, and no call for every step or chunk."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.memory import needs_proc
+from tests.memory import needs_proc, printed_by
 from tests.ops.cases import draw
 
-ROOT = Path(__file__).resolve().parents[2]
 TIME = 32_768
 MEBIBYTE = 2**20
 
@@ -58,10 +53,8 @@ print(growth(lambda: torch.autograd.grad(run().sum(), inputs)))
     ],
 )
 def test_no_square_of_the_length_is_ever_allocated(name, backend):
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, name, backend, str(TIME)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout) < MOST
+    [grown] = printed_by(_MEASURE, name, backend, TIME)
+    assert grown < MOST
 
 
 class CountCalls(TorchDispatchMode):
