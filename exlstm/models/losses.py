@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from exlstm.ops.operator import differentiable_once
 
 ROWS = 256  # whose logits exist at once; with 6,000 tokens they stay in the cache
 IGNORED = -100
@@ -92,15 +93,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(rows.dtype)
             dx[piece] = gradient @ weight
             dweight += gradient.T @ rows
+        loss = total / count
         if dx is not None and dweight is not None:
             share = (smoothing - 1) * (targets != ignored).to(wide) / count
-            ctx.save_for_backward(dx, dweight, share * mine, share * theirs)
-        return total / count
+            ctx.save_for_backward(dx, dweight, share * mine, share * theirs, loss)
+        return loss
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("torch.nn.functional.cross_entropy of the logits has one")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight, down, dothers = ctx.saved_tensors
+        dx, dweight, down, dothers, _ = ctx.saved_tensors
         _, _, own, others, *_ = ctx.needs_input_grad
         return (
             (gradient * dx).to(dx.dtype),

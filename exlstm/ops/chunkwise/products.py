@@ -19,6 +19,7 @@ from torch import Tensor
 
 from exlstm.ops.chunkwise.gates import Gates, Weights
 from exlstm.ops.mlstm import EPS, largest_floor, normaliser_floor
+from exlstm.ops.operator import IN_REFERENCE, differentiable_once
 
 GROUP = 1024  # steps whose memories and L x L matrices exist at one time
 
@@ -59,6 +60,7 @@ class _Products(torch.autograd.Function):
         return h, C.clone(), n.clone()
 
     @staticmethod
+    @differentiable_once(IN_REFERENCE)
     def backward(ctx: Any, dh: Tensor, dC: Tensor, dn: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *rest = ctx.saved_tensors
         weights, (m, visible, h, d), starts = Weights(*rest[:5]), rest[5:9], rest[9:]

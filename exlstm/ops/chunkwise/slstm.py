@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from exlstm.ops.operator import IN_REFERENCE, differentiable_once
 from exlstm.ops.slstm import SLSTMState
 
 
@@ -55,15 +56,17 @@ class _Sequence(torch.autograd.Function):
             states[t + 1] = _cell(gates[t], before, forget_cap)
             if mask is not None:
                 states[t + 1] = torch.where(_rows(mask[:, t]), states[t + 1], before)
-        ctx.save_for_backward(gates, states, r, mask, reset)
-        ctx.x_dtype, ctx.forget_cap = x.dtype, forget_cap
         out = states[1:, 3].permute(2, 0, 1, 3)
         out = out.contiguous() if mask is None else torch.where(mask[..., None, None], out, 0.0)
-        return out.to(x.dtype), *states[-1].transpose(1, 2).clone().unbind(0)
+        out = out.to(x.dtype)
+        ctx.save_for_backward(gates, states, r, mask, reset, out)
+        ctx.forget_cap = forget_cap
+        return out, *states[-1].transpose(1, 2).clone().unbind(0)
 
     @staticmethod
+    @differentiable_once(IN_REFERENCE)
     def backward(ctx: Any, grad_out: Tensor, *grad_final: Tensor) -> tuple[Tensor | None, ...]:
-        gates, states, r, mask, reset = ctx.saved_tensors
+        gates, states, r, mask, reset, out = ctx.saved_tensors
         weight_t = r.to(states.dtype).transpose(-1, -2)
         grad_out = grad_out.to(states.dtype).permute(1, 2, 0, 3)  # [T, H, B, D]
         grad_gates = torch.empty_like(gates)
@@ -84,7 +87,7 @@ class _Sequence(torch.autograd.Function):
         if reset is not None:
             h_before = torch.where(reset.t()[:, None, :, None], 0.0, h_before)
         grad_r = torch.einsum("thbd,tghbe->ghde", h_before, grad_gates).to(r.dtype)
-        grad_x = grad_gates.permute(3, 0, 1, 2, 4).to(ctx.x_dtype)
+        grad_x = grad_gates.permute(3, 0, 1, 2, 4).to(out.dtype)
         return grad_x, grad_r, *grad.transpose(1, 2).unbind(0), None, None, None
 
 

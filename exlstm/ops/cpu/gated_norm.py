@@ -11,6 +11,7 @@ from torch import Tensor
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.gated_norm import OutputGate
+from exlstm.ops.operator import operator
 
 PIECE = 256  # steps of a task, whatever the number of threads: it decides how sums over steps are rounded
 _SOURCE = Path(__file__).with_name("gated_norm.cpp")
@@ -37,7 +38,7 @@ def gated_norm(
     )
 
 
-@torch.library.custom_op("exlstm::gated_norm_cpu", mutates_args=())
+@operator("gated_norm_cpu")
 def _forward(
     h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor | None, c: Tensor | None, activation: str, eps: float
 ) -> Tensor:
@@ -51,7 +52,7 @@ def _(h: Tensor, gate: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return h.new_empty(*h.shape[:2], len(weight))
 
 
-@torch.library.custom_op("exlstm::gated_norm_cpu_backward", mutates_args=())
+@operator("gated_norm_cpu_backward")
 def _backward(
     h: Tensor,
     gate: Tensor,

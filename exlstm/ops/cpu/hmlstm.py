@@ -14,6 +14,7 @@ from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.chunkwise.tree import Memory
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.hmlstm import HMLSTMState
+from exlstm.ops.operator import operator
 from exlstm.ops.reference import hmlstm as reference
 
 CHUNK_SIZE = 64
@@ -141,7 +142,7 @@ def _final(layout: Layout, at: _Gates, k: Tensor, v: Tensor, C: Tensor, n: Tenso
     return chunkwise.as_state(slots, log_decay, layout, state.position, state)
 
 
-@torch.library.custom_op("exlstm::hmlstm_cpu", mutates_args=())
+@operator("hmlstm_cpu")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -192,7 +193,7 @@ def _of_steps(like: Tensor, all_present: bool) -> Tensor:
     return like.new_empty(like.shape) if all_present else like.new_zeros(like.shape)
 
 
-@torch.library.custom_op("exlstm::hmlstm_cpu_backward", mutates_args=())
+@operator("hmlstm_cpu_backward")
 def _backward(
     q: Tensor,
     k: Tensor,

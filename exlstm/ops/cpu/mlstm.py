@@ -13,6 +13,7 @@ from exlstm.ops.chunkwise.chunks import Chunks
 from exlstm.ops.chunkwise.gates import gates
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
 from exlstm.ops.mlstm import InputGate, MLSTMState
+from exlstm.ops.operator import operator
 from exlstm.ops.reference import mlstm as reference
 
 CHUNK_SIZE = 64
@@ -52,7 +53,7 @@ def mlstm(
     return h.to(v.dtype), MLSTMState(C, n, at.final_m)
 
 
-@torch.library.custom_op("exlstm::mlstm_cpu", mutates_args=())
+@operator("mlstm_cpu")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -98,7 +99,7 @@ def _outputs(q: Tensor, v: Tensor, a: Tensor, C: Tensor | None, keep: bool) -> t
     )
 
 
-@torch.library.custom_op("exlstm::mlstm_cpu_backward", mutates_args=())
+@operator("mlstm_cpu_backward")
 def _backward(
     q: Tensor,
     k: Tensor,

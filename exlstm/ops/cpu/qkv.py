@@ -11,6 +11,7 @@ from torch import Tensor
 from exlstm.ops.backends import constant_when_compiled
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
+from exlstm.ops.operator import operator
 from exlstm.ops.qkv import QKVGates
 from exlstm.ops.reference import qkv as reference
 
@@ -49,7 +50,7 @@ def _limits(real: str) -> tuple[int, int]:
     return library.exlstm_qkv_strip(), library.exlstm_qkv_taps()
 
 
-@torch.library.custom_op("exlstm::qkv_cpu", mutates_args=())
+@operator("qkv_cpu")
 def _forward(
     x: Tensor,
     past: Tensor,
@@ -76,7 +77,7 @@ def _outputs(x: Tensor, gate_bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     return c, q, k, v, gate_bias.new_empty(*x.shape[:2], len(gate_bias))
 
 
-@torch.library.custom_op("exlstm::qkv_cpu_backward", mutates_args=())
+@operator("qkv_cpu_backward")
 def _backward(
     x: Tensor,
     past: Tensor,

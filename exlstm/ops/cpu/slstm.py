@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from exlstm.ops.cpu.build import load, obstacle_of, parallel_for, real_of
+from exlstm.ops.operator import operator
 from exlstm.ops.slstm import SLSTMState
 
 _SOURCE = Path(__file__).with_name("slstm.cpp")
@@ -37,7 +38,7 @@ def slstm(
     return h.to(x.dtype), SLSTMState(*final.unbind(1))
 
 
-@torch.library.custom_op("exlstm::slstm_cpu", mutates_args=())
+@operator("slstm_cpu")
 def _forward(
     x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, forget_cap: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +69,7 @@ def _segment(batch: int) -> int:
     return -(-STEPS // min(max(batch, 1), 6))  # 6: the rows of the largest tile
 
 
-@torch.library.custom_op("exlstm::slstm_cpu_backward", mutates_args=())
+@operator("slstm_cpu_backward")
 def _backward(
     x: Tensor,
     r: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.gated_norm import OutputGate
+from exlstm.ops.operator import operator
 from exlstm.ops.reference import gated_norm as reference
 from exlstm.ops.triton.launch import FLOAT64, launch, padded
 
@@ -39,7 +40,7 @@ def gated_norm(
     return _forward(h, gate, weight, skip_weight, c, activation == "sigmoid", eps)
 
 
-@torch.library.custom_op("exlstm::gated_norm_triton", mutates_args=())
+@operator("gated_norm_triton")
 def _forward(
     h: Tensor, gate: Tensor, weight: Tensor, skip: Tensor | None, c: Tensor | None, sigmoid: bool, eps: float
 ) -> Tensor:
@@ -57,7 +58,7 @@ def _(h: Tensor, gate: Tensor, *rest: Any) -> Tensor:
     return h.new_empty(gate.shape)
 
 
-@torch.library.custom_op("exlstm::gated_norm_triton_backward", mutates_args=())
+@operator("gated_norm_triton_backward")
 def _backward(
     h: Tensor,
     gate: Tensor,

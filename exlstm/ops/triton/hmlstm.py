@@ -10,14 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exlstm.ops.backends import constant_when_compiled
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.hmlstm import HMLSTMState
+from exlstm.ops.operator import operator
 from exlstm.ops.reference import hmlstm as reference
-from exlstm.ops.triton.hmlstm_tables import Tables, sent_between, tables_of, tables_of_full_rows, through_final_m
-from exlstm.ops.triton.hmlstm_tiles import Tiles, tiles_of
+from exlstm.ops.triton.hmlstm_tables import (
+    Counts,
+    Tables,
+    sent_between,
+    sizes_of,
+    sizes_of_full_rows,
+    tables_of,
+    tables_of_full_rows,
+    through_final_m,
+)
+from exlstm.ops.triton.hmlstm_tiles import Tiles, chunk_of, tiles_of
 from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precision
 
 SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
@@ -43,28 +52,28 @@ def hmlstm(
     batch, time, _, dk = q.shape
     levels, dtype = level.shape[-1], state_dtype(q, k, v, i, f, level)
     common = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
-    tiles = tiles_of(common, dk, v.shape[-1], time, chunk_size)
     if time == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
     if dtype == torch.float64 or max(dk, v.shape[-1]) > WIDEST:
         return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
     empty = state is None or not bool((state.position > 0).any())
     begun, held, layout = None, None, None
-    if empty and mask is None and reset is None:
-        tables, counts = _tables_of_full_rows(batch, time, tiles.chunk, levels, q.device)
-    else:
+    tables: Sequence[Tensor] = ()  # of full rows none are needed: they follow from shapes
+    counts: Counts = ()
+    if not (empty and mask is None and reset is None):
         before = state or HMLSTMState.empty_for(q, k, v, i, f, level)
         begun = before.position & ((1 << (levels - 1)) - 1)
-        layout = Layout.of(batch, time, tiles.chunk, begun, mask, reset)
+        chunk = chunk_of(common, dk, v.shape[-1], time, chunk_size)
+        layout = Layout.of(batch, time, chunk, begun, mask, reset)
         if layout.chunks == 0:  # no step is present
-            return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=tiles.chunk)
-        held = None if empty else _held(before, tiles.chunk)
+            return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk)
+        held = None if empty else _held(before, chunk)
         tables, counts = tables_of(layout, batch, levels, begun, held)
     qkv = (x.to(common) for x in (q, k, v))
     memory = [None, None, None] if state is None or empty else state[:3]
     decay0 = None if state is None else state.log_decay
     h, C, n, m, decay, *_ = _forward(
-        *qkv, i, f, level, *memory, decay0, mask, reset, begun, list(tables), counts, chunk_size or 0
+        *qkv, i, f, level, *memory, decay0, mask, reset, begun, tables, counts, chunk_size or 0
     )
     h = h.to(v.dtype)
     if layout is None or begun is None:
@@ -85,13 +94,6 @@ def hmlstm(
     return h, HMLSTMState(*(choose(x, y) for x, y in zip(computed, before, strict=True)))
 
 
-@constant_when_compiled
-def _tables_of_full_rows(
-    batch: int, time: int, size: int, levels: int, device: torch.device
-) -> tuple[Tables, tuple[int, ...]]:
-    return tables_of_full_rows(batch, time, size, levels, device)
-
-
 def _held(state: HMLSTMState, size: int) -> Tensor:
     """Which slots hold something, bool [B, S]: if a chunk has more levels than the state, put in before the last."""
     levels = state.m.shape[-1]
@@ -101,25 +103,32 @@ def _held(state: HMLSTMState, size: int) -> Tensor:
 
 
 class _Call:
-    """The sizes of a call and what its launches have in common."""
+    """The sizes of a call and what its launches have in common; without tables all rows are full."""
 
     def __init__(self, q: Tensor, v: Tensor, level: Tensor, tables: Sequence[Tensor], chunk_size: int) -> None:
         self.batch, self.time, self.heads, self.dk = q.shape
         self.dv, self.levels, self.scale = v.shape[-1], level.shape[-1], q.shape[-1] ** -0.5
         self.tiles: Tiles = tiles_of(q.dtype, self.dk, self.dv, self.time, chunk_size)
-        self.at = Tables(*tables)
-        self.chunks, self.memories, self.columns = len(self.at.start), len(self.at.order), self.at.read.shape[1]
+        self.chunks, self.memories, self.columns = (
+            sizes_of(Tables(*tables)) if tables else sizes_of_full_rows(self.batch, self.time, self.tiles.chunk)
+        )
         self.inside = self.tiles.chunk.bit_length() - 1
         # Sums over all steps: float16 could not hold them.
         self.memory_dtype = torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
         self.widths = {"DK": self.dk, "DV": self.dv}
         self.sizes: dict[str, Any] = {
-            "steps_ptr": self.at.steps if self.at.steps.numel() else None, "T": self.time,
+            "steps_ptr": Tables(*tables).steps if tables else None, "T": self.time,
             "PER_ROW": self.chunks // self.batch, "H": self.heads, "L": self.tiles.chunk,
         }  # fmt: skip
         self.products = {"PRECISION": precision(q.dtype)}
         self.table = {"R": self.columns, "INSIDE": self.inside}
         self.over_chunks = (self.chunks, self.heads)
+
+    def tables(self, given: Sequence[Tensor], counts: Sequence[int], device: torch.device) -> tuple[Tables, Counts]:
+        """Those given, or those of full rows."""
+        if given:
+            return Tables(*given), counts
+        return tables_of_full_rows(self.batch, self.time, self.tiles.chunk, self.levels, device)
 
     def grid(self, programs: int) -> tuple[int, int]:
         """So many programs for every chunk and head."""
@@ -146,7 +155,7 @@ class _Call:
         )
 
 
-@torch.library.custom_op("exlstm::hmlstm_triton", mutates_args=())
+@operator("hmlstm_triton")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -174,7 +183,7 @@ def _forward(
 
     q, k, v, i, f, level, decay0 = contiguous(q, k, v, i, f, level, decay0)
     call = _Call(q, v, level, tables, chunk_size)
-    at, tiles = call.at, call.tiles
+    (at, counts), tiles = call.tables(tables, counts, q.device), call.tiles
     h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1 = call.outputs(v, mask is None)
     a, F, M, d = steps
     totals = torch.empty_like(elapsed[1:])
@@ -245,7 +254,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, *res
     return _Call(q, v, level, tables, chunk_size).outputs(v, rest[4] is None)
 
 
-@torch.library.custom_op("exlstm::hmlstm_triton_backward", mutates_args=())
+@operator("hmlstm_triton_backward")
 def _backward(
     q: Tensor,
     k: Tensor,
@@ -278,7 +287,7 @@ def _backward(
     dq, dk, dv, di, df, dlevel, *initial = gradients
     q, k, v, f, dh, dC1, dn1 = contiguous(q, k, v, f, dh, dC1, dn1)
     call = _Call(q, v, level, tables, chunk_size)
-    at, tiles, M = call.at, call.tiles, call.chunks
+    (at, counts), tiles, M = call.tables(tables, counts, q.device), call.tiles, call.chunks
     a, F, largest, d = steps
     r, dd, kdk = (torch.empty_like(a) for _ in range(3))
     launch(
@@ -402,8 +411,8 @@ def _gradients(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, tables, ctx.counts, ctx.chunk_size = inputs
     h, C1, n1, _, _, *kept = output
-    ctx.inputs, ctx.tables = len(tensors), len(tables)
-    ctx.save_for_backward(*tensors, h, C1, n1, *kept, *tables)
+    ctx.tables = len(tables)
+    ctx.save_for_backward(*tables, *tensors, h, C1, n1, *kept)
     ctx.set_materialize_grads(False)  # of a final state that nothing reads
 
 
@@ -417,9 +426,8 @@ def _derivative(
     *_: Tensor,
 ) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
-    q, k, v, i, f, level, C0, n0, m0, _, mask, reset, begun = saved[: ctx.inputs]
-    h, C1, n1, *kept = saved[ctx.inputs : -ctx.tables]
-    tables = list(saved[-ctx.tables :])
+    tables = saved[: ctx.tables]
+    q, k, v, i, f, level, C0, n0, m0, _, mask, reset, begun, h, C1, n1, *kept = saved[ctx.tables :]
     dh = torch.zeros_like(h) if dh is None else dh.to(h.dtype)
     if dC1 is not None or dn1 is not None:
         dC1 = torch.zeros_like(C1) if dC1 is None else dC1
@@ -432,11 +440,12 @@ def _derivative(
         dm = torch.zeros_like(n1[..., 0]) if dm1 is None else dm1
         if dC1 is not None and dn1 is not None:
             dm = dm - (dC1 * C1).sum((-1, -2)) - (dn1 * n1).sum(-1)
-        to_i, to_f, to_m0 = through_final_m(dm, d_decay, i, f, m0, Tables(*tables).held, begun, mask, reset)
+        held = Tables(*tables).held if tables else None
+        to_i, to_f, to_m0 = through_final_m(dm, d_decay, i, f, m0, held, begun, mask, reset)
         di, df = di + to_i, df + to_f
         dm0 = None if dm0 is None else dm0 + to_m0
     di, df = di.to(i.dtype), df.to(f.dtype)
-    return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, [None] * ctx.tables, None, None
+    return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

@@ -10,6 +10,7 @@ chunk; those smaller are part of the first chunk's memory, and read by its steps
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ ALL_OLDER = 1 << 30  # a place whose xor with any step of a chunk lies past the 
 class Tables(NamedTuple):
     """M chunks of L steps, N memories: M of the chunks, then S B of the state's slots; int32, -1 where nothing is."""
 
-    steps: Tensor  # [M, L] the steps, as indices into [B * T]; [0] if all rows are full, and chunks follow one another
+    steps: Tensor  # [M, L] the steps, as indices into [B * T]
     start: Tensor  # [M] the first chunk of the same document
     going_on: Tensor  # [M] the row whose state the document goes on from
     ending: Tensor  # [M] the row whose last document ends with this chunk
@@ -47,21 +48,39 @@ class Tables(NamedTuple):
     first: Tensor  # [B] int64, likewise the first of a row
 
 
+Counts = Sequence[int]  # how many chunks' memories there are of every z, from above
+
+
+def sizes_of(tables: Tables) -> tuple[int, int, int]:
+    """M, N and R."""
+    return len(tables.start), len(tables.order), tables.read.shape[1]
+
+
+def sizes_of_full_rows(batch: int, time: int, size: int) -> tuple[int, int, int]:
+    """M, N and R of rows without masks, resets and states.
+
+    Of the chunks of a row, 0 ... n - 1, some number has as many bits set as n has after its first: the most that one
+    reads. Compiled code is of all n with as many bits.
+    """
+    per_row = (time + size - 1) // size
+    reads = 1
+    while per_row >= 4 << (reads - 1):
+        reads += 1
+    return batch * per_row, batch * per_row, reads
+
+
 @functools.lru_cache(maxsize=64)
-def tables_of_full_rows(
-    batch: int, time: int, size: int, levels: int, device: torch.device
-) -> tuple[Tables, tuple[int, ...]]:
+def tables_of_full_rows(batch: int, time: int, size: int, levels: int, device: torch.device) -> tuple[Tables, Counts]:
     """The tables of rows without masks, resets and states: they follow from the shape alone, so they are kept."""
     with torch.inference_mode(False), torch.no_grad():
         layout = Layout.of(batch, time, size, torch.zeros(batch, dtype=torch.int64, device=device), None, None)
-        tables, counts = tables_of(layout, batch, levels, None)
-        return tables._replace(steps=tables.steps.new_empty(0)), counts
+        return tables_of(layout, batch, levels, None)
 
 
 def tables_of(
     layout: Layout, batch: int, levels: int, begun: Tensor | None, held: Tensor | None = None
-) -> tuple[Tables, tuple[int, ...]]:
-    """The tables of a layout with at least one chunk, and how many chunks' memories there are of every z, from above.
+) -> tuple[Tables, Counts]:
+    """The tables of a layout with at least one chunk.
 
     Args:
         layout: of L steps a chunk.
@@ -257,7 +276,7 @@ def through_final_m(
     i: Tensor,
     f: Tensor,
     m0: Tensor | None,
-    held: Tensor,
+    held: Tensor | None,
     begun: Tensor | None,
     mask: Tensor | None,
     reset: Tensor | None,
@@ -281,7 +300,7 @@ def through_final_m(
     after = log_f.flip(1).cumsum(1).flip(1)  # from a step on, itself included
     weight = i.double() + after - log_f
     kept = 0
-    if m0 is not None and begun is not None:
+    if m0 is not None and begun is not None and held is not None:
         at = torch.stack([_block_begin(begun, j) for j in range(levels - 1)] or [begun], 1)[:, : levels - 1]
         held = torch.cat([held[: levels - 1], held[-1:]]).T.bool() & goes_on[:, None]
         into = (_bit_length(at ^ end) - 1).clamp(0, levels - 1)

@@ -4,11 +4,14 @@ Those of half precision up to 256 columns were chosen by measurement on an H100 
 the others so that they fit its registers and shared memory (`tests/ops/triton/test_compiled.py`).
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
 
 from exlstm.ops.triton.launch import padded
+
+LONGEST = 256  # steps of a chunk
 
 
 class Tile(NamedTuple):
@@ -86,16 +89,28 @@ _FLOAT32 = Tiles(
 
 def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, chunk_size: int | None = None) -> Tiles:
     """The tiles for a call; without `chunk_size` the table chooses it."""
-    dk, dv = padded(dk), padded(dv)
+    return _fitted(dtype, padded(dk), padded(dv), chunk_of(dtype, dk, dv, time, chunk_size))
+
+
+def chunk_of(dtype: torch.dtype, dk: int, dv: int, time: int, chunk_size: int | None = None) -> int:
+    """How many steps a chunk of the call has."""
+    chunk = min(padded(chunk_size or _table(dtype, dk, dv).chunk), LONGEST)
+    if time < chunk:  # asked first: what is compiled for sequences of any length is so for all longer ones
+        chunk = padded(time)
+    return chunk
+
+
+def _table(dtype: torch.dtype, dk: int, dv: int) -> Tiles:
     if dtype not in (torch.bfloat16, torch.float16):
-        table = _FLOAT32
-    elif dk > 256:
-        table = _WIDEST
-    elif dk > 64 or dv > 128:
-        table = _WIDE
-    else:
-        table = _NARROW
-    chunk = min(padded(chunk_size or table.chunk), 256, padded(time))
+        return _FLOAT32
+    if dk > 256:
+        return _WIDEST
+    return _WIDE if dk > 64 or dv > 128 else _NARROW
+
+
+@functools.lru_cache
+def _fitted(dtype: torch.dtype, dk: int, dv: int, chunk: int) -> Tiles:
+    """None of a tile's sides longer than what it is of."""
 
     def fitted(name: str, tile: Tile) -> Tile:
         columns = {"BK": dk, "BV": dv, "BD": min(dk, dv)}
@@ -106,4 +121,5 @@ def tiles_of(dtype: torch.dtype, dk: int, dv: int, time: int, chunk_size: int | 
             blocks["LOG_B"] = blocks["B"].bit_length() - 1
         return tile._replace(blocks=blocks)
 
+    table = _table(dtype, dk, dv)
     return Tiles(chunk, *(fitted(name, tile) for name, tile in zip(Tiles._fields[1:], table[1:], strict=True)))

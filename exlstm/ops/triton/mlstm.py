@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
+from exlstm.ops.operator import operator
 from exlstm.ops.reference import mlstm as reference
 from exlstm.ops.triton.launch import WIDEST, as_bytes, contiguous, launch, padded
 from exlstm.ops.triton.mlstm_call import Call
@@ -52,7 +53,7 @@ def mlstm(
     return h.to(v.dtype), MLSTMState(C, n, m)
 
 
-@torch.library.custom_op("exlstm::mlstm_triton", mutates_args=())
+@operator("mlstm_triton")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -104,7 +105,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return Call(q, v, chunk_size, sigmoid).outputs(v, rest[3])
 
 
-@torch.library.custom_op("exlstm::mlstm_triton_backward", mutates_args=())
+@operator("mlstm_triton_backward")
 def _backward(
     q: Tensor,
     k: Tensor,

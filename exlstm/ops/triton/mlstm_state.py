@@ -8,6 +8,7 @@ from torch import Tensor
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import mlstm_state as chunkwise
 from exlstm.ops.mlstm import InputGate, MLSTMState
+from exlstm.ops.operator import operator
 from exlstm.ops.triton.launch import WIDEST, contiguous
 from exlstm.ops.triton.mlstm_call import Call
 
@@ -31,7 +32,7 @@ def mlstm_state(
     return MLSTMState(*_forward(k.to(common), v.to(common), i, f, mask, reset, *memory, input_gate == "sigmoid"))
 
 
-@torch.library.custom_op("exlstm::mlstm_triton_state", mutates_args=())
+@operator("mlstm_triton_state")
 def _forward(
     k: Tensor,
     v: Tensor,

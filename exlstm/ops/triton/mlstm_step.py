@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.operator import operator
 from exlstm.ops.triton.launch import PROCESSORS, as_bytes, contiguous, launch, padded
 
 COLUMNS, LEAST_COLUMNS = 64, 16  # of a memory, that a program works on
 ELEMENTS = 4096  # of a memory, that it has in hand at once
 
 
-@torch.library.custom_op("exlstm::mlstm_triton_step", mutates_args=())
+@operator("mlstm_triton_step")
 def step(
     q: Tensor,
     k: Tensor,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from exlstm.ops.checks import state_dtype
+from exlstm.ops.operator import operator
 from exlstm.ops.qkv import QKVGates
 from exlstm.ops.reference import qkv as reference
 from exlstm.ops.triton.launch import contiguous, interpreted, launch, precision
@@ -70,7 +71,7 @@ class _Call:
         return -(-steps // self.tile.steps) * self.tile.steps
 
 
-@torch.library.custom_op("exlstm::qkv_triton", mutates_args=())
+@operator("qkv_triton")
 def _forward(
     x: Tensor,
     past: Tensor,
@@ -105,7 +106,7 @@ def _outputs(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-@torch.library.custom_op("exlstm::qkv_triton_backward", mutates_args=())
+@operator("qkv_triton_backward")
 def _backward(
     x: Tensor,
     past: Tensor,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import slstm as chunkwise
+from exlstm.ops.operator import operator
 from exlstm.ops.slstm import SLSTMState
 from exlstm.ops.triton.launch import FLOAT64, as_bytes, interpreted, launch, padded, precision
 
@@ -80,7 +81,7 @@ def slstm(
     return h, SLSTMState(*final.unbind())
 
 
-@torch.library.custom_op("exlstm::slstm_triton", mutates_args=())
+@operator("slstm_triton")
 def _forward(
     x: Tensor, r: Tensor, initial: Tensor, mask: Tensor | None, reset: Tensor | None, forget_cap: float, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +119,7 @@ def _outputs(x: Tensor, initial: Tensor, keep: bool) -> tuple[Tensor, Tensor, Te
     return x.new_empty(batch, time, heads, width), initial.new_empty(initial.shape), initial.new_empty(kept)
 
 
-@torch.library.custom_op("exlstm::slstm_triton_backward", mutates_args=())
+@operator("slstm_triton_backward")
 def _backward(
     x: Tensor,
     r: Tensor,

@@ -102,6 +102,7 @@ def test_tiles_of_part_of_the_columns_and_steps_give_the_same(device, monkeypatc
     wide = {"B": 16, "BT": 32, "BS": 32}  # blocks of scores are smaller than those that read them
     small = [t._replace(blocks={**t.blocks, **{n: x for n, x in wide.items() if n in t.blocks}}) for t in small]
     monkeypatch.setattr(hmlstm_tiles, "_FLOAT32", hmlstm_tiles.Tiles(64, *small))
+    monkeypatch.setattr(hmlstm_tiles, "_fitted", hmlstm_tiles._fitted.__wrapped__)  # which remembers the others
     monkeypatch.setattr("tests.ops.cases.DK", 24)
     monkeypatch.setattr("tests.ops.cases.DV", 33)
     check(draw("hmlstm", 70), device)
