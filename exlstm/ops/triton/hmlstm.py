@@ -19,7 +19,6 @@ from exlstm.ops.reference import hmlstm as reference
 from exlstm.ops.triton.hmlstm_tables import (
     Counts,
     Tables,
-    sent_between,
     sizes_of,
     sizes_of_full_rows,
     tables_of,
@@ -30,6 +29,7 @@ from exlstm.ops.triton.hmlstm_tiles import Tiles, chunk_of, tiles_of
 from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precision
 
 SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
+SUMMED = 256  # chunks over which sums are taken at once
 
 
 def hmlstm(
@@ -193,7 +193,7 @@ def _forward(
     )  # fmt: skip
     launch(
         kernels.elapsed_kernel, (call.heads,), warps=4, stages=1,
-        total_ptr=totals, elapsed_ptr=elapsed, M=call.chunks, H=call.heads, BLOCK=min(256, padded(call.chunks)),
+        total_ptr=totals, elapsed_ptr=elapsed, M=call.chunks, H=call.heads, BLOCK=min(SUMMED, padded(call.chunks)),
     )  # fmt: skip
     if C0 is not None and n0 is not None and m0 is not None:
         base = elapsed[at.first]
@@ -282,6 +282,7 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of q, k, v, i, f, level and, if there is one, of the initial C, n and m."""
     from exlstm.ops.triton import hmlstm_backward_kernels as kernels
+    from exlstm.ops.triton import hmlstm_gates_kernels as gates_kernels
 
     gradients = _gradients(q, k, v, i, f, level, C0, n0, mask, dC1)
     dq, dk, dv, di, df, dlevel, *initial = gradients
@@ -362,15 +363,26 @@ def _backward(
     )  # fmt: skip
 
     sums, between = G.new_empty(call.heads, call.columns, M), torch.empty_like(a[..., 0])
-    gates: dict[str, Any] = {
-        "f_ptr": f, "rows_ptr": rows, "columns_ptr": columns, "kdk_ptr": kdk, "B": tiles.scores_backward.blocks["B"],
-        "place_ptr": at.place, "reads_ptr": at.reads, "between_ptr": between, "di_ptr": di, "df_ptr": df,
-        "dlevel_ptr": dlevel, "sums_ptr": sums, "LEVELS": call.levels, "COLUMNS": padded(call.levels),
-        **call.sizes, **call.table,
-    }  # fmt: skip
-    launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=True, **gates)
-    between.copy_(sent_between(at, sums, *links.sum(1, dtype=torch.float64).mT).T)
-    launch(kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1, SUMS=False, **gates)
+    launch(
+        gates_kernels.read_sums_kernel, call.over_chunks, warps=4, stages=1,
+        rows_ptr=rows, reads_ptr=at.reads, sums_ptr=sums, H=call.heads, L=tiles.chunk, **call.table,
+    )  # fmt: skip
+    slots, sources = len(at.held), at.source.shape[1]
+    launch(
+        gates_kernels.between_kernel, (call.heads,), warps=8, stages=1,
+        links_ptr=links, sums_ptr=sums, readers_ptr=at.readers, source_ptr=at.source, start_ptr=at.start,
+        going_on_ptr=at.going_on, before_ptr=G.new_empty(call.heads, call.columns + 1, M + 1),
+        parts_ptr=G.new_empty(call.heads, call.memories), between_ptr=between,
+        M=M, N=call.memories, H=call.heads, ROWS=call.batch, R=call.columns, S=sources, SLOTS=slots,
+        PROGRAMS=programs, READS=padded(call.columns + 1), SOURCES=padded(sources), KEPT=padded(slots) if slots else 0,
+        BLOCK=min(SUMMED, padded(M)),
+    )  # fmt: skip
+    launch(
+        gates_kernels.gates_backward_kernel, call.over_chunks, warps=4, stages=1,
+        f_ptr=f, rows_ptr=rows, columns_ptr=columns, kdk_ptr=kdk, B=tiles.scores_backward.blocks["B"],
+        place_ptr=at.place, reads_ptr=at.reads, between_ptr=between, di_ptr=di, df_ptr=df, dlevel_ptr=dlevel,
+        LEVELS=call.levels, COLUMNS=padded(call.levels), **call.sizes, **call.table,
+    )  # fmt: skip
     if initial and C0 is not None and n0 is not None:
         dC0, dn0, dm0 = initial
         for x, y in ((dC0, dC), (dn0, dn)):

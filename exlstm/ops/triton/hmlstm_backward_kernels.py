@@ -19,7 +19,7 @@ but for eps: that part, at most eps / denominator of the rest, is left out.
 import triton
 import triton.language as tl
 
-from exlstm.ops.triton.common_kernels import log_sigmoid, through_denominator
+from exlstm.ops.triton.common_kernels import through_denominator
 from exlstm.ops.triton.hmlstm_kernels import (
     NOTHING,
     bit_length,
@@ -364,51 +364,3 @@ def values_kernel(
         dv = tl.dot(tl.trans(A), dh, dv, input_precision=PRECISION)
     inside = (row >= 0)[:, None] & (e < DV)[None, :]
     tl.store(rows_of(dv_ptr, row, head, H, DV, e), dv.to(dv_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS"])
-def gates_backward_kernel(
-    f_ptr, steps_ptr, rows_ptr, columns_ptr, kdk_ptr, place_ptr, reads_ptr, between_ptr,
-    di_ptr, df_ptr, dlevel_ptr, sums_ptr,
-    T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr, COLUMNS: tl.constexpr, B: tl.constexpr,
-    SUMS: tl.constexpr,
-):  # fmt: skip
-    """The gradients of one chunk's gates and level weights, of one head; with SUMS only what each read sums up to."""
-    c, head, M = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    chunk = c.to(tl.int64) * H + head
-    step = tl.arange(0, L)
-    rows_ptr += chunk * (INSIDE + 1 + R) * L + step
-    count = tl.load(reads_ptr + c)
-    if SUMS:
-        for r in range(R):
-            P = tl.where(r < count, tl.load(rows_ptr + (INSIDE + 1 + r) * L), 0.0)
-            tl.store(sums_ptr + (head.to(tl.int64) * R + r) * M + c, tl.sum(P, 0))
-    else:
-        row = rows_at(steps_ptr, c, step, T, PER_ROW, L)
-        at = row.to(tl.int64) * H + head
-        column = tl.arange(0, COLUMNS)[None, :]
-        dlevel = tl.zeros((L, COLUMNS), tl.float32)
-        x, by_s = tl.zeros((L,), tl.float32), tl.zeros((L,), tl.float32)
-        for b in tl.static_range(INSIDE + 1):
-            P = tl.load(rows_ptr + b * L)
-            dlevel += tl.where(column == tl.minimum(b, LEVELS - 1), P[:, None], 0.0)
-            x += P
-        for block in tl.static_range(L // B):
-            by_s += tl.load(columns_ptr + (chunk * (L // B) + block) * L + step, mask=step < (block + 1) * B, other=0.0)
-        x -= by_s
-        kdk = tl.load(kdk_ptr + chunk * L + step)
-        for r in range(count):
-            P = tl.load(rows_ptr + (INSIDE + 1 + r) * L)
-            level = tl.minimum(bit_length(step ^ tl.load(place_ptr + c * R + r)), LEVELS - 1)
-            dlevel += tl.where(column == level[:, None], P[:, None], 0.0)
-            x += P
-        # A log forget gate is part of all that later steps read of earlier ones; itself included among the former.
-        d_log_f = tl.sum(x, 0) - tl.cumsum(x, 0) + x
-        d_log_f += tl.cumsum(kdk, 0) - kdk + tl.load(between_ptr + chunk)
-        f = tl.load(f_ptr + at, mask=row >= 0, other=0.0).to(tl.float32)
-        tl.store(di_ptr + at, (by_s + kdk).to(di_ptr.dtype.element_ty), mask=row >= 0)
-        tl.store(df_ptr + at, (d_log_f * tl.exp(log_sigmoid(-f))).to(df_ptr.dtype.element_ty), mask=row >= 0)
-        tl.store(
-            dlevel_ptr + at[:, None] * LEVELS + column, dlevel.to(dlevel_ptr.dtype.element_ty),
-            mask=(row >= 0)[:, None] & (column < LEVELS),
-        )  # fmt: skip

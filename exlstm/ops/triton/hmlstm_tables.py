@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import logsigmoid
 
 from exlstm.ops.chunkwise.layout import Layout
 
@@ -38,7 +38,6 @@ class Tables(NamedTuple):
     parent: Tensor  # [N] the memory that a memory is part of
     final: Tensor  # [N] the slot of the final state, in [B * levels], that a memory is part of
     readers: Tensor  # [3, N] the first chunk that reads a memory, one past the last, and its column in `read`
-    between: Tensor  # [2, N] int64, where these begin and end in [R, M + 1] of the sums over chunks before each
     held: Tensor  # [S, B] 1 where a slot of the state holds something that is read or kept here
     slot_chunk: Tensor  # [B * levels] the chunk whose steps are part of a slot of the final state
     slot_steps: Tensor  # [2, B * levels] the first of them and one past the last
@@ -118,8 +117,7 @@ def tables_of(
     }  # fmt: skip
     ints = {name: x.to(torch.int32).contiguous() for name, x in ints.items()}
     ints["steps"] = ints["steps"].unflatten(0, (M, layout.size))
-    between = readers[:2] + readers[2].clamp(min=0) * (M + 1)
-    return Tables(**ints, between=between, last=build.last, first=build.first), tuple(counts[::-1])
+    return Tables(**ints, last=build.last, first=build.first), tuple(counts[::-1])
 
 
 class _Builder:
@@ -242,32 +240,6 @@ def _block_begin(end: Tensor, bit: int) -> Tensor:
 
 def _bit_length(x: Tensor) -> Tensor:
     return (x[..., None] >> torch.arange(32, device=x.device) > 0).sum(-1)
-
-
-def sent_between(at: Tables, sums: Tensor, to_parent: Tensor, to_final: Tensor) -> Tensor:
-    """What log forget gates of each chunk receive from earlier steps read by later ones [H, M], in float64.
-
-    Args:
-        at: the tables.
-        sums: [H, R, M] sums of P of what chunks read.
-        to_parent: [H, N] sums of P of memories as part of others.
-        to_final: [H, N] the same as part of the final state.
-    """
-    M = sums.shape[-1]
-    before, (first, last) = pad(sums.cumsum(-1), (1, 0)).flatten(1), at.between
-    begins = to_parent + to_final + before[:, last] - before[:, first]  # every memory's, at the end of its steps
-    change = pad(begins[:, :M] - _of_all(at.source, to_parent), (1, 0))
-    change[:, :-1] -= sums.sum(1)
-    final = _of_all(at.slot_source, to_final).unflatten(1, (len(at.last), -1)).sum(-1)
-    change.index_add_(1, at.last + 1, final, alpha=-1)
-    if len(at.held) > 0:
-        change.index_add_(1, at.first, begins[:, M:].unflatten(1, at.held.shape).sum(1))
-    return change.cumsum(1)[:, :-1]
-
-
-def _of_all(ids: Tensor, parts: Tensor) -> Tensor:
-    """The sums, over a table's last dimension, of parts [H, N]; of -1 there is nothing."""
-    return pad(parts, (0, 1))[:, ids.long()].sum(-1)
 
 
 def through_final_m(

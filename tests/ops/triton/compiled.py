@@ -75,8 +75,10 @@ def calls(operator: str) -> Iterator[tuple[Callable[..., Any], tuple[Tensor, ...
             for dtype, dk, dv in MATRICES:
                 k, v = (torch.empty(1, time, 2, columns, dtype=dtype) for columns in (dk, dv))
                 gate, level = torch.empty(1, time, 2, dtype=dtype), torch.empty(1, time, 2, 14, dtype=dtype)
-                state = HMLSTMState.empty(1, 2, 14, dk, dv, dtype=torch.float32, device=k.device)
-                yield partial(hmlstm.hmlstm, state=state), (k.clone(), k, v, gate, gate.clone(), level)
+                empty = HMLSTMState.empty(1, 2, 14, dk, dv, dtype=torch.float32, device=k.device)
+                held = empty._replace(position=torch.full((1,), 1000))  # so that steps are looked up in tables
+                for state in (empty, held):
+                    yield partial(hmlstm.hmlstm, state=state), (k.clone(), k, v, gate, gate.clone(), level)
         case "gated_norm":
             for dtype, width in itertools.product(DTYPES, (33, 512)):
                 sizes = (2, 300, 2, width), (2 * width,), *[(2, 300, 2 * width)] * 2, (2 * width,)

@@ -206,6 +206,13 @@ def test_what_the_final_stabilisers_and_decays_send_back(state, steps):
         torch.testing.assert_close(x, torch.zeros_like(x) if y is None else y)
 
 
+@pytest.mark.parametrize("state", [False, True])
+def test_sums_over_more_chunks_than_are_taken_at_once_are_the_same(device, state, monkeypatch):
+    monkeypatch.setattr(triton_hmlstm, "SUMMED", 16)
+    monkeypatch.setattr("tests.ops.cases.HEADS", 1)
+    check(draw("hmlstm", 150, state=state, steps=state), device, chunk_size=16)
+
+
 def test_every_memory_is_part_of_one_other_and_read_by_the_chunks_after_it():
     layout = Layout.of(1, 208, 16, torch.zeros(1, dtype=torch.int64), None, None)
     tables, counts = hmlstm_tables.tables_of(layout, 1, 9, None)
