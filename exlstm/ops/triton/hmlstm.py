@@ -225,8 +225,9 @@ def _forward(
     )  # fmt: skip
     launch(
         kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
-        a_ptr=a, level_ptr=level, elapsed_ptr=elapsed, start_ptr=at.start, going_on_ptr=at.going_on, decay0_ptr=decay0,
-        G_ptr=G, read_ptr=at.read, place_ptr=at.place, reads_ptr=at.reads, M_ptr=M, table_ptr=table,
+        a_ptr=a, level_ptr=level, elapsed_ptr=elapsed, start_ptr=at.start, ending_ptr=at.ending,
+        going_on_ptr=at.going_on, decay0_ptr=decay0, decay1_ptr=decay1, G_ptr=G, read_ptr=at.read, place_ptr=at.place,
+        reads_ptr=at.reads, M_ptr=M, table_ptr=table,
         LEVELS=call.levels, **call.sizes, **call.table,
     )  # fmt: skip
     A = q.new_empty(call.chunks, call.heads, tiles.chunk, tiles.chunk)
@@ -244,7 +245,6 @@ def _forward(
         kernels.outputs_kernel, call.grid(tiles.chunk // tile.blocks["BT"] * -(-call.dv // tile.blocks["BV"])),
         **tile.compiled, v_ptr=v, F_ptr=F, M_ptr=M, C_ptr=C, h_ptr=h, **tile.blocks, **call.widths, **read,
     )  # fmt: skip
-    decay1.copy_(elapsed[at.last + 1] - elapsed[at.start[at.last]])
     return h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1
 
 

@@ -179,10 +179,10 @@ def _before(a, B: tl.constexpr, L: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T", "PER_ROW", "H", "R", "LEVELS"])
 def weights_kernel(
-    a_ptr, level_ptr, steps_ptr, elapsed_ptr, start_ptr, going_on_ptr, decay0_ptr, G_ptr, read_ptr, place_ptr,
-    reads_ptr, M_ptr, table_ptr, T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr,
+    a_ptr, level_ptr, steps_ptr, elapsed_ptr, start_ptr, ending_ptr, going_on_ptr, decay0_ptr, decay1_ptr, G_ptr,
+    read_ptr, place_ptr, reads_ptr, M_ptr, table_ptr, T, PER_ROW, H, R, LEVELS, L: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """M of one chunk and head, and its `table`."""
+    """M of one chunk and head, and its `table`; where a row ends, the sum of log f in its last document, too."""
     c, head = tl.program_id(0), tl.program_id(1)
     chunk = c.to(tl.int64) * H + head
     step = tl.arange(0, L)
@@ -191,7 +191,11 @@ def weights_kernel(
     level_ptr += (row.to(tl.int64) * H + head) * LEVELS
     a = tl.load(a_ptr + chunk * L + step)
     elapsed = tl.load(elapsed_ptr + chunk)
-    floor = (elapsed - tl.load(elapsed_ptr + tl.load(start_ptr + c).to(tl.int64) * H + head)).to(tl.float32)
+    start = tl.load(elapsed_ptr + tl.load(start_ptr + c).to(tl.int64) * H + head)
+    ending = tl.load(ending_ptr + c)
+    until = (tl.load(elapsed_ptr + chunk + H) - start).to(tl.float32)
+    tl.store(decay1_ptr + ending * H + head, until, mask=ending >= 0)
+    floor = (elapsed - start).to(tl.float32)
     if decay0_ptr is not None:
         going_on = tl.load(going_on_ptr + c)
         floor += tl.load(decay0_ptr + going_on * H + head, mask=going_on >= 0, other=0.0)

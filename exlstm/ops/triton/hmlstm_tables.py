@@ -43,8 +43,7 @@ class Tables(NamedTuple):
     slot_steps: Tensor  # [2, B * levels] the first of them and one past the last
     slot_source: Tensor  # [B * levels, S'] the memories that are part of the slot
     slot_sources: Tensor  # [B * levels] how many
-    last: Tensor  # [B] int64, the last chunk of a row's last document, clamped into [0, M)
-    first: Tensor  # [B] int64, likewise the first of a row
+    first: Tensor  # [B] int64, the first chunk of a row, clamped into [0, M)
 
 
 Counts = Sequence[int]  # how many chunks' memories there are of every z, from above
@@ -117,7 +116,7 @@ def tables_of(
     }  # fmt: skip
     ints = {name: x.to(torch.int32).contiguous() for name, x in ints.items()}
     ints["steps"] = ints["steps"].unflatten(0, (M, layout.size))
-    return Tables(**ints, last=build.last, first=build.first), tuple(counts[::-1])
+    return Tables(**ints, first=build.first), tuple(counts[::-1])
 
 
 class _Builder:
