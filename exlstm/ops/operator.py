@@ -18,10 +18,10 @@ class Operator:
         self.name, self.__doc__ = name, function.__doc__
         _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
         _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        self._call = getattr(torch.ops.exlstm, name).default
+        self.overload = getattr(torch.ops.exlstm, name).default
 
     def __call__(self, *inputs: Any) -> Any:
-        return self._call(*inputs)
+        return self.overload(*inputs)
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What the operator returns, as far as shapes and dtypes go; for tracing."""
@@ -32,7 +32,7 @@ class Operator:
         self, derivative: Callable[..., Any], *, setup_context: Callable[[Any, tuple[Any, ...], Any], None]
     ) -> None:
         """How to differentiate the operator, once: `backward` and `setup_context` of a torch.autograd.Function."""
-        call = self._call
+        call = self.overload
 
         class Differentiable(torch.autograd.Function):
             @staticmethod

@@ -156,10 +156,10 @@ def test_the_registered_operators_say_what_they_return(device):
     h, weight, wide_gate, *skip = draw(device, torch.bfloat16)
     for with_skip in (skip, (None, None)):
         arguments = (h, wide_gate[..., 10:], weight, *with_skip, False, 1e-5)
-        torch.library.opcheck(kernels._forward, arguments, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(kernels._forward.overload, arguments, test_utils=("test_schema", "test_faketensor"))
         inputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
         arguments = (*inputs, torch.randn_like(inputs[0]).flatten(-2))
-        torch.library.opcheck(kernels._backward, arguments, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(kernels._backward.overload, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
