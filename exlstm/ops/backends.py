@@ -5,6 +5,7 @@ Every operator has one public signature and several implementations of it, named
 compiler, a GPU) it looks for when it is first asked, so importing costs nothing to those who have neither.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -76,6 +77,20 @@ def constant_when_compiled(function: Callable[..., Result]) -> Callable[..., Res
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def uncompiled(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Let torch.compile leave a function to Python, whole: it is a loop over time, or its shapes depend on data.
+
+    This is torch.compiler.disable, whose import of the compiler waits until something is compiled.
+    """
+    left_out = torch._disable_dynamo(function)
+
+    @functools.wraps(function)
+    def either(*inputs: Any, **options: Any) -> Result:
+        return (left_out if torch.compiler.is_compiling() else function)(*inputs, **options)
+
+    return either
 
 
 def resolve(operator: str, backend: str, device: torch.device) -> Callable[..., Any]:

@@ -102,8 +102,29 @@ def test_sequences_of_any_length_are_the_same_graph(name, backend, monkeypatch):
     assert len(graphs) == 1
 
 
+@pytest.mark.parametrize(("name", "backend"), [("hmlstm", "cpu"), ("hmlstm", "torch"), ("slstm", "torch")])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_what_shapes_do_not_tell_is_left_to_python_as_a_whole(name, backend, monkeypatch):
+    """Looked into, hmlstm gives dozens of graphs for every length, and a loop over time one of all its steps."""
+    if reason := why_unusable(name, backend, torch.device("cpu")):
+        pytest.skip(reason)
+    monkeypatch.setenv("EXLSTM_BACKEND", backend)
+    torch._dynamo.reset()
+    run, inputs = CALLS[name]()
+    nodes = []
+
+    def counted(graph, example):
+        nodes.extend(graph.graph.nodes)
+        return graph
+
+    torch.testing.assert_close(torch.compile(run, backend=counted)(*inputs)[0], run(*inputs)[0])
+    assert len(nodes) < 20
+
+
 @pytest.mark.parametrize("make", [lambda: MLSTM(32, 2), lambda: MLSTMLarge(32, 2), lambda: SLSTM(32, 2)])
 def test_a_layer_is_one_graph(make):
+    if reason := why_unusable("slstm", "cpu"):
+        pytest.skip(reason)
     torch._dynamo.reset()
     layer, x = make(), torch.randn(2, 12, 32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from exlstm.ops.backends import uncompiled
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
@@ -31,6 +32,8 @@ from exlstm.ops.triton.launch import WIDEST, contiguous, launch, padded, precisi
 SMALL = 3  # gradients of memories of up to 2^3 chunks are finished as they are summed: larger ones are few, and long
 SUMMED = 256  # chunks over which sums are taken at once
 
+in_torch = uncompiled(chunkwise.hmlstm)
+
 
 def hmlstm(
     q: Tensor,
@@ -49,37 +52,51 @@ def hmlstm(
 
     Float64, and heads of more than 512 columns, are left to the torch backend, as in `exlstm.ops.triton.mlstm`.
     """
-    batch, time, _, dk = q.shape
-    levels, dtype = level.shape[-1], state_dtype(q, k, v, i, f, level)
-    common = q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
-    if time == 1:
+    dtype, common = state_dtype(q, k, v, i, f, level), q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
+    if q.shape[1] == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
-    if dtype == torch.float64 or max(dk, v.shape[-1]) > WIDEST:
-        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
+    if dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > WIDEST:
+        return in_torch(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
+    inputs, size = (*(x.to(common) for x in (q, k, v)), i, f, level), chunk_size or 0
+    if state is None and mask is None and reset is None:
+        h, final = _of_full_rows(inputs, None, size)
+    else:
+        h, final = _of_any_rows(inputs, state, mask, reset, size)
+    return h.to(v.dtype), final
+
+
+def _of_full_rows(inputs: tuple[Tensor, ...], log_decay: Tensor | None, chunk_size: int) -> tuple[Tensor, HMLSTMState]:
+    """From an empty memory, over steps that are all there: the tables follow from shapes."""
+    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 3, log_decay, *[None] * 3, (), (), chunk_size)
+    position = torch.full((len(h),), h.shape[1], dtype=torch.int64, device=h.device)
+    return h, HMLSTMState(C, n, m, decay if log_decay is None else decay + log_decay, position)
+
+
+@uncompiled
+def _of_any_rows(
+    inputs: tuple[Tensor, ...],
+    state: HMLSTMState | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, HMLSTMState]:
+    q, k, v, i, f, level = inputs
+    batch, time, _, dk = q.shape
+    levels = level.shape[-1]
     empty = state is None or not bool((state.position > 0).any())
-    begun, held, layout = None, None, None
-    tables: Sequence[Tensor] = ()  # of full rows none are needed: they follow from shapes
-    counts: Counts = ()
-    if not (empty and mask is None and reset is None):
-        before = state or HMLSTMState.empty_for(q, k, v, i, f, level)
-        begun = before.position & ((1 << (levels - 1)) - 1)
-        chunk = chunk_of(common, dk, v.shape[-1], time, chunk_size)
-        layout = Layout.of(batch, time, chunk, begun, mask, reset)
-        if layout.chunks == 0:  # no step is present
-            return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk)
-        held = None if empty else _held(before, chunk)
-        tables, counts = tables_of(layout, batch, levels, begun, held)
-    qkv = (x.to(common) for x in (q, k, v))
-    memory = [None, None, None] if state is None or empty else state[:3]
+    if empty and mask is None and reset is None:
+        return _of_full_rows(inputs, None if state is None else state.log_decay, chunk_size)
+    before = state or HMLSTMState.empty_for(q, k, v, i, f, level)
+    begun = before.position & ((1 << (levels - 1)) - 1)
+    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, chunk_size)
+    layout = Layout.of(batch, time, chunk, begun, mask, reset)
+    if layout.chunks == 0:  # no step is present
+        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk)
+    held = None if empty else _held(before, chunk)
+    tables, counts = tables_of(layout, batch, levels, begun, held)
+    memory = (None, None, None) if empty else before[:3]
     decay0 = None if state is None else state.log_decay
-    h, C, n, m, decay, *_ = _forward(
-        *qkv, i, f, level, *memory, decay0, mask, reset, begun, tables, counts, chunk_size or 0
-    )
-    h = h.to(v.dtype)
-    if layout is None or begun is None:
-        decay = decay if decay0 is None else decay + decay0
-        position = torch.full((batch,), time, dtype=torch.int64, device=q.device)
-        return h, HMLSTMState(C, n, m, decay, position)
+    h, C, n, m, decay, *_ = _forward(*inputs, *memory, decay0, mask, reset, begun, tables, counts, chunk_size)
     goes_on = torch.where(layout.emptied, 0, 1)
     computed = HMLSTMState(
         C, n, m, decay + goes_on[:, None] * before.log_decay, layout.position + goes_on * (before.position - begun)
