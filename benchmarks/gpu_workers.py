@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 Case = dict[str, Any]
 Row = dict[str, Any]
-PRELOADED = ("numpy", "torch", "triton", "exlstm.ops", "torch._dynamo")  # the last: any custom operator imports it
+PRELOADED = ("numpy", "torch", "triton", "exlstm.ops", "torch._dynamo")  # the last: some peers import it
 START = ["forkserver"]  # how processes begin; "spawn", which takes seconds for each, where that does not work
 TICK = 0.2  # seconds between looks at the clock
 GRACE = 15.0  # seconds by which a case may be late
