@@ -99,10 +99,12 @@ class MemoryReader(nn.Module):
     def reset_parameters(self) -> None:
         """The leaves have nearly all weight at first: attention learns soonest, and finds what is to be mixed in."""
         small_init_(self.query.weight, self.query.in_features)
+        wang_init_(self.out.weight, self.out.out_features, self.depth)
         nn.init.zeros_(self.level.weight)
+        if self.level.bias.is_meta:  # which has no numbers
+            return
         with torch.no_grad():
             self.level.bias.view(self.heads, self.levels).copy_(5.0 * (torch.arange(self.levels) == 0))
-        wang_init_(self.out.weight, self.out.out_features, self.depth)
 
     def forward(self, stored: Stored, x: Tensor, *, form: Form = "auto", trace: bool = False) -> tuple[Tensor, Trace]:
         """Read for every step of `x` [B, T, width].

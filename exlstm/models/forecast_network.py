@@ -171,6 +171,8 @@ class Member(nn.Module):
             nn.init.zeros_(self.moves.weight)
             nn.init.zeros_(self.moves.bias)
         nn.init.normal_(self.head.weight, std=0.01)
+        if self.head.bias.is_meta:  # which has no numbers
+            return
         with torch.no_grad():
             self.head.bias.copy_(0.5 * torch.special.ndtri(torch.tensor(LEVELS)).repeat(self.patch))
 

@@ -1,5 +1,8 @@
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -8,8 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import exlstm
-from exlstm.models import Backbone, Pretrained, saving
+from exlstm.models import Backbone, LanguageModel, Pretrained, Seq2Seq, saving
 from exlstm.models.config import config_from_dict, config_to_dict
+from tests.models.forecaster_cases import fitted, hourly
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -194,3 +200,25 @@ def test_configs_may_nest(maybe):
     assert config_from_dict(Outer, json.loads(json.dumps(config_to_dict(outer)))) == outer
     with pytest.raises(ValueError, match=r"config.pair must be tuple\[int, float\]"):
         config_from_dict(Outer, json.loads(json.dumps(config_to_dict(outer) | {"pair": [1]})))
+
+
+def test_loading_and_running_a_model_does_not_import_the_compiler(tmp_path):
+    """Which would take a second of every command; operations on tensors without memory do, unless they are spared."""
+    LanguageModel(vocabulary=9, pattern="msha", width=16, heads=2).save_pretrained(tmp_path / "LanguageModel")
+    Seq2Seq(vocabulary=9, width=16, heads=2, bos=1, eos=2).save_pretrained(tmp_path / "Seq2Seq")
+    fitted(hourly()).save_pretrained(tmp_path / "Forecaster")
+    code = """if True:
+        import sys
+        from exlstm import models
+        from tests.models.forecaster_cases import hourly
+
+        place, tokens = sys.argv[1], [[5, 6, 7]]
+        text = models.LanguageModel.from_pretrained(place + "/LanguageModel").generate(tokens, most=3)
+        pair = models.Seq2Seq.from_pretrained(place + "/Seq2Seq").generate(tokens, most=3)
+        table = models.Forecaster.from_pretrained(place + "/Forecaster").predict(hourly(), 12)
+        print(len(text.tokens), len(pair.tokens), len(table), "torch._dynamo" in sys.modules)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "1", "12", "False"]
