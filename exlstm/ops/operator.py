@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 IN_REFERENCE = "backend='reference' has one"
-_LIBRARY = torch.library.Library("exlstm", "FRAGMENT")
+_libraries: dict[str, torch.library.Library] = {}  # of one operator each: it ends with its library
 
 
 class Operator:
@@ -16,8 +16,11 @@ class Operator:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.__doc__ = name, function.__doc__
-        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        _libraries.pop(name, None)  # of a module that is loaded again, in a notebook
+        library = _libraries[name] = torch.library.Library("exlstm", "FRAGMENT")
+        schema = torch.library.infer_schema(function, mutates_args=())
+        library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        library.impl(name, function, "CompositeExplicitAutograd")
         self.overload = getattr(torch.ops.exlstm, name).default
 
     def __call__(self, *inputs: Any) -> Any:
@@ -25,7 +28,7 @@ class Operator:
 
     def register_fake(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """What the operator returns, as far as shapes and dtypes go; for tracing."""
-        torch.library.register_fake(f"exlstm::{self.name}", function, lib=_LIBRARY)
+        torch.library.register_fake(f"exlstm::{self.name}", function, lib=_libraries[self.name])
         return function
 
     def register_autograd(
@@ -44,7 +47,7 @@ class Operator:
 
             backward = staticmethod(differentiable_once(IN_REFERENCE)(derivative))
 
-        _LIBRARY.impl(self.name, Differentiable.apply, "Autograd")
+        _libraries[self.name].impl(self.name, Differentiable.apply, "Autograd")
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

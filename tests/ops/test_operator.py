@@ -99,3 +99,20 @@ def test_a_call_does_not_import_the_compiler():
         """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@needs_compiler
+def test_a_module_can_be_loaded_again():
+    """As notebooks do that follow the changes of a file."""
+    code = """if True:
+        import importlib, torch
+        from exlstm.ops.cpu import gated_norm
+        h, gate, weight = torch.randn(2, 5, 2, 8, requires_grad=True), torch.randn(2, 5, 16), torch.ones(16)
+        call = lambda: gated_norm._forward(h, gate, weight, None, None, "silu", 1e-6)
+        first = call()
+        importlib.reload(gated_norm)
+        call().sum().backward()
+        print(torch.equal(first, call()) and h.grad is not None)
+        """
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "True"
