@@ -1,6 +1,6 @@
 """GPU: are the Triton kernels right on this card, how fast are they, and how fast are others'?
 
-    python benchmarks/gpu.py [--minutes M] [--only mlstm,hmlstm,slstm,layer,decode] [--out DIR] [--all] [--seed N]
+    python benchmarks/gpu.py [--minutes M] [--only mlstm,hmlstm,slstm,layer,decode] [--who NAME ...] [--out DIR] [--all]
 
 needs PyTorch, triton and numpy and nothing installed of this project; peers take part where they are importable. First
 correctness against float64, then times, then what a decode step makes of the card's bandwidth. Whatever fails is in the
@@ -52,6 +52,7 @@ CONTESTANTS = {
     "slstm": ("slstm", "slstm + Linear", "nn.LSTM", "nn.LSTM float16", "slstm torch"),
     "layer": tuple(gpu_layer.CONTESTANTS),
 }
+ALL = tuple(dict.fromkeys(chain.from_iterable(CONTESTANTS.values())))
 # The order of the times: ours with a promise, then what they are compared with; what no promise needs, after decoding.
 PROMISED = ("mlstm", "hmlstm", "slstm", "slstm + Linear", "nn.LSTM", "nn.LSTM float16")
 COMPARED = ("xl_chunk 128, 8 warps", "xl_chunk 256, 8 warps", "flash attention", "log-linear attention")
@@ -159,7 +160,7 @@ class _Run:
                 yield [{"who": who, "batch": 1, "time": length, "dk": dk, "dv": dv} for length in lengths]
 
     def _taking_part(self, group: Sequence[str]) -> list[str]:
-        wanted = {who for part in self.chosen for who in CONTESTANTS.get(part, ())}
+        wanted = {who for part in self.chosen for who in CONTESTANTS.get(part, ())} & set(self.options.who or ALL)
         return [who for who in group if who in wanted]
 
     def _times(self, group: Sequence[str]) -> Iterator[Task]:
@@ -222,6 +223,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=7.0, metavar="M", help="for everything; default: 7")
     parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="A,B", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "--who", action="append", choices=ALL, metavar="NAME", help=f"whose times, each by one --who: {'; '.join(ALL)}"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results; none with --quick")
     parser.add_argument("--all", action="store_true", help="all lengths from 1k to 64k, not only every other")
     parser.add_argument("--quick", action="store_true", help="tiny checks only; with TRITON_INTERPRET=1 on any machine")

@@ -179,6 +179,10 @@ def test_ours_with_a_promise_are_timed_first_and_no_one_twice(tmp_path):
     assert {task.cases[0]["who"] for group in groups for task in few._times(group)} == {
         "mlstm", "hmlstm", "log-linear attention",
     }  # fmt: skip
+    two = started(tmp_path, "--who", "mlstm", "--who", "xl_chunk 128, 8 warps")
+    assert {task.cases[0]["who"] for group in groups for task in two._times(group)} == {
+        "mlstm", "xl_chunk 128, 8 warps",
+    }  # fmt: skip
 
 
 def test_a_peer_whose_compilation_ended_a_process_is_not_timed_at_those_widths(tmp_path, monkeypatch):
