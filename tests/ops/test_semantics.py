@@ -85,6 +85,14 @@ def test_a_row_without_any_step_keeps_its_state(operator, backend):
     assert_same(leaves(state), leaves(case.state), 0.0)
 
 
+@pytest.mark.parametrize(("operator", "backend"), ALL)
+def test_a_batch_without_any_step_sends_back_nothing_instead_of_an_error(operator, backend):
+    case = draw(operator, 5, state=False, steps=False)
+    h, _ = case._replace(mask=torch.zeros(BATCH, 5, dtype=torch.bool)).whole(backend)
+    slopes = torch.autograd.grad(h.sum(), case.inputs, allow_unused=True)
+    assert not any(bool(slope.any()) for slope in slopes if slope is not None)
+
+
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 @pytest.mark.parametrize("levels", [1, 2, 5, 12])
 def test_hmlstm_with_level_zero_is_mlstm(backend, levels):

@@ -41,16 +41,23 @@ def hmlstm(
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
     size, dtype = chunk_size or min(CHUNK_SIZE, 1 << (time - 1).bit_length()), state.C.dtype
     carried = _Carried.of(state, size)
-    layout = Layout.of(batch, time, size, carried.position, mask, reset)
+    if carried.empty:
+        layout = Layout.from_empty(batch, time, size, mask, reset, q.device)
+    else:
+        layout = Layout.of(batch, time, size, carried.position, mask, reset)
     if layout.chunks == 0:  # no step is present
-        return torch.zeros_like(v), as_state(
-            [*map(Memory._make, zip(*carried.slots, strict=True))], state.log_decay, layout, carried.position, state
-        )
+        slots = [*map(Memory._make, zip(*carried.slots, strict=True))]
+        return zeros_of(v), as_state(slots, state.log_decay, layout, carried.position, state)
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     sequence = _Sequence(layout, carried, layout.gather(k), layout.gather(v), i, lf, state.log_decay)
     h = sequence.read(layout.gather(q * dk**-0.5), layout.gather(level.to(dtype)))
     final = as_state(*sequence.final(), layout, carried.position, state)
     return layout.scatter(h, batch, time).to(v.dtype), final
+
+
+def zeros_of(v: Tensor) -> Tensor:
+    """The outputs where no step is present: 0, with the gradient 0, as those of absent steps among others are."""
+    return v.masked_fill(torch.ones((), dtype=torch.bool, device=v.device), 0.0)
 
 
 class _Carried(NamedTuple):
@@ -258,10 +265,11 @@ def as_state(slots: list[Memory], log_decay: Tensor, layout: Layout, begun: Tens
     levels = state.m.shape[-1]
     nothing = slots[0].only(torch.zeros_like(layout.emptied))
     slots = [*slots, *[nothing] * (levels - len(slots))]
-    slots = [Memory.join([x]) for x in slots[: levels - 1]] + [Memory.join(slots[levels - 1 :])]
+    slots = [*slots[: levels - 1], slots[levels - 1] if len(slots) == levels else Memory.join(slots[levels - 1 :])]
     C, n, m = (torch.stack(x, 2) for x in zip(*slots, strict=True))
+    held = m > -torch.inf
+    C, n, m = (x.where(held.view(*held.shape, *[1] * (x.dim() - 3)), 0.0) for x in (C, n, m))
     position = layout.position + torch.where(layout.emptied, 0, state.position - begun)
-    m = m.masked_fill(m == -torch.inf, 0.0)
     untouched = layout.last == layout.chunks
     ended = untouched & layout.emptied
     computed = HMLSTMState(C, n, m, log_decay, position)

@@ -6,12 +6,15 @@ chunk of its own, and a document that goes on from a state begins inside the chu
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+KEPT = 4
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Layout:
     """M chunks of L steps, in the order of rows and, within a row, of time."""
 
@@ -75,6 +78,27 @@ class Layout:
             emptied=document[:, -1] > 0,
         )
 
+    @classmethod
+    def from_empty(
+        cls, batch: int, time: int, size: int, mask: Tensor | None, reset: Tensor | None, device: torch.device
+    ) -> "Layout":
+        """The same of rows that begin with an empty memory: one object for equal masks and resets, if asked soon again.
+
+        All layers of a model ask for it; what is made of it can be kept by it.
+        """
+        global _kept  # replaced as a whole, so that threads need no lock
+        sizes = (batch, time, size, device, mask is None, reset is None)
+        marks = [x for x in (mask, reset) if x is not None]
+        for kept in _kept:
+            if kept.sizes == sizes and all(map(torch.equal, kept.marks, marks)):
+                return kept.layout
+        with torch.inference_mode(False):
+            position = torch.zeros(batch, dtype=torch.int64, device=device)
+            layout = cls.of(batch, time, size, position, mask, reset)
+        if type(layout.steps) is Tensor:  # and not one without numbers, in a trace
+            _kept = (_Kept(sizes, [x.clone() for x in marks], layout), *_kept[: KEPT - 1])
+        return layout
+
     @property
     def chunks(self) -> int:
         """M."""
@@ -95,3 +119,12 @@ class Layout:
         if len(self.steps) < batch * time:
             flat = flat.new_zeros(batch * time, *flat.shape[1:]).index_copy(0, self.steps, flat)
         return flat.unflatten(0, (batch, time))
+
+
+class _Kept(NamedTuple):
+    sizes: tuple[Any, ...]
+    marks: list[Tensor]  # mask and reset, where there are such
+    layout: Layout
+
+
+_kept: tuple[_Kept, ...] = ()

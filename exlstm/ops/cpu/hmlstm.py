@@ -47,9 +47,9 @@ def hmlstm(
     if bool((state.position > 0).any()):
         return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
     size = chunk_size or min(CHUNK_SIZE, 1 << (time - 1).bit_length())
-    layout = Layout.of(len(q), time, size, state.position, mask, reset)
+    layout = Layout.from_empty(len(q), time, size, mask, reset, q.device)
     if layout.chunks == 0:
-        return torch.zeros_like(v), state
+        return chunkwise.zeros_of(v), state
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     at = _gates(layout, i, lf, layout.gather(level.to(dtype)))
     common = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else dtype

@@ -22,6 +22,7 @@ from exlstm.ops.triton.hmlstm_tables import (
     Tables,
     sizes_of,
     sizes_of_full_rows,
+    tables_from_empty,
     tables_of,
     tables_of_full_rows,
     through_final_m,
@@ -58,10 +59,12 @@ def hmlstm(
     if dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > WIDEST:
         return in_torch(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
     inputs, size = (*(x.to(common) for x in (q, k, v)), i, f, level), chunk_size or 0
-    if state is None and mask is None and reset is None:
+    if state is not None:
+        h, final = _from_state(inputs, state, mask, reset, size)
+    elif mask is None and reset is None:
         h, final = _of_full_rows(inputs, None, size)
     else:
-        h, final = _of_any_rows(inputs, state, mask, reset, size)
+        h, final = _of_marked_rows(inputs, mask, reset, size)
     return h.to(v.dtype), final
 
 
@@ -73,33 +76,44 @@ def _of_full_rows(inputs: tuple[Tensor, ...], log_decay: Tensor | None, chunk_si
 
 
 @uncompiled
-def _of_any_rows(
-    inputs: tuple[Tensor, ...],
-    state: HMLSTMState | None,
-    mask: Tensor | None,
-    reset: Tensor | None,
-    chunk_size: int,
+def _of_marked_rows(
+    inputs: tuple[Tensor, ...], mask: Tensor | None, reset: Tensor | None, chunk_size: int
+) -> tuple[Tensor, HMLSTMState]:
+    """From an empty memory, with a mask or resets."""
+    q, k, v, i, f, level = inputs
+    batch, time, _, dk = q.shape
+    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, chunk_size)
+    layout = Layout.from_empty(batch, time, chunk, mask, reset, q.device)
+    if layout.chunks == 0:  # no step is present
+        return chunkwise.hmlstm(q, k, v, i, f, level, None, mask=mask, reset=reset, chunk_size=chunk)
+    tables, counts = tables_from_empty(layout, batch, level.shape[-1])
+    begun = torch.zeros_like(layout.position)
+    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 4, mask, reset, begun, tables, counts, chunk_size)
+    # C, n and m are 0 where the row's last document has no step; no chunk ends there, whose kernel would write this.
+    decay = decay.masked_fill((layout.last == layout.chunks)[:, None], 0.0)
+    return h, HMLSTMState(C, n, m, decay, layout.position)
+
+
+@uncompiled
+def _from_state(
+    inputs: tuple[Tensor, ...], state: HMLSTMState, mask: Tensor | None, reset: Tensor | None, chunk_size: int
 ) -> tuple[Tensor, HMLSTMState]:
     q, k, v, i, f, level = inputs
     batch, time, _, dk = q.shape
-    levels = level.shape[-1]
-    empty = state is None or not bool((state.position > 0).any())
+    levels, empty = level.shape[-1], not bool((state.position > 0).any())
     if empty and mask is None and reset is None:
-        return _of_full_rows(inputs, None if state is None else state.log_decay, chunk_size)
-    before = state or HMLSTMState.empty_for(q, k, v, i, f, level)
-    begun = before.position & ((1 << (levels - 1)) - 1)
+        return _of_full_rows(inputs, state.log_decay, chunk_size)
+    begun = state.position & ((1 << (levels - 1)) - 1)
     chunk = chunk_of(q.dtype, dk, v.shape[-1], time, chunk_size)
     layout = Layout.of(batch, time, chunk, begun, mask, reset)
-    if layout.chunks == 0:  # no step is present
+    if layout.chunks == 0:
         return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk)
-    held = None if empty else _held(before, chunk)
-    tables, counts = tables_of(layout, batch, levels, begun, held)
-    memory = (None, None, None) if empty else before[:3]
-    decay0 = None if state is None else state.log_decay
-    h, C, n, m, decay, *_ = _forward(*inputs, *memory, decay0, mask, reset, begun, tables, counts, chunk_size)
+    tables, counts = tables_of(layout, batch, levels, begun, None if empty else _held(state, chunk))
+    memory = (None, None, None) if empty else state[:3]
+    h, C, n, m, decay, *_ = _forward(*inputs, *memory, state.log_decay, mask, reset, begun, tables, counts, chunk_size)
     goes_on = torch.where(layout.emptied, 0, 1)
     computed = HMLSTMState(
-        C, n, m, decay + goes_on[:, None] * before.log_decay, layout.position + goes_on * (before.position - begun)
+        C, n, m, decay + goes_on[:, None] * state.log_decay, layout.position + goes_on * (state.position - begun)
     )
     untouched = layout.last == layout.chunks  # the row's last document has no step here
     ended = untouched & layout.emptied
@@ -108,7 +122,7 @@ def _of_any_rows(
         rows = (-1, *[1] * (new.dim() - 1))
         return torch.where(ended.view(rows), 0, torch.where(untouched.view(rows), old, new))
 
-    return h, HMLSTMState(*(choose(x, y) for x, y in zip(computed, before, strict=True)))
+    return h, HMLSTMState(*(choose(x, y) for x, y in zip(computed, state, strict=True)))
 
 
 def _held(state: HMLSTMState, size: int) -> Tensor:

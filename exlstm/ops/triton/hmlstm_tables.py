@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from exlstm.ops.chunkwise.layout import Layout
+from exlstm.ops.chunkwise.layout import KEPT, Layout
 
 ALL_OLDER = 1 << 30  # a place whose xor with any step of a chunk lies past the last level
 
@@ -70,8 +70,13 @@ def sizes_of_full_rows(batch: int, time: int, size: int) -> tuple[int, int, int]
 @functools.lru_cache(maxsize=64)
 def tables_of_full_rows(batch: int, time: int, size: int, levels: int, device: torch.device) -> tuple[Tables, Counts]:
     """The tables of rows without masks, resets and states: they follow from the shape alone, so they are kept."""
-    with torch.inference_mode(False), torch.no_grad():
-        layout = Layout.of(batch, time, size, torch.zeros(batch, dtype=torch.int64, device=device), None, None)
+    return tables_from_empty(Layout.from_empty(batch, time, size, None, None, device), batch, levels)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def tables_from_empty(layout: Layout, batch: int, levels: int) -> tuple[Tables, Counts]:
+    """`tables_of` rows that begin with an empty memory; kept, as their layout is."""
+    with torch.inference_mode(False):
         return tables_of(layout, batch, levels, None)
 
 
