@@ -111,7 +111,7 @@ class ExLSTM(BaseModel):
         x = self.embed(steps.unflatten(1, (-1, self.patch)).flatten(2))
         if self.static is not None:
             x = x + self.static(windows_batch["stat_exog"])[:, None]
-        x, _ = self.backbone(x)
+        x, _ = self.backbone(x, return_state=False)
         ahead = self.dropout(x[:, -math.ceil(self.h / self.patch) :])
         return self.head(ahead).unflatten(-1, (self.patch, -1)).flatten(1, 2)[:, : self.h]
 

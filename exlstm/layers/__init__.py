@@ -1,4 +1,7 @@
-"""Layers: `y, state = layer(x, state=None, *, mask=None, reset=None)` with x, y [B, T, width]."""
+"""Layers: `y, state = layer(x, state=None, *, mask=None, reset=None, return_state=True)` with x, y [B, T, width].
+
+With `return_state=False` the state is None, and what only it needs is not computed.
+"""
 
 from exlstm.layers.attention import AttentionState, SlidingWindowAttention
 from exlstm.layers.bidirectional import Bidirectional

@@ -58,6 +58,7 @@ class SlidingWindowAttention(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, AttentionState | None]:
         if not self.causal:
             return self._both_sides(x, state, mask, reset), None
@@ -72,7 +73,8 @@ class SlidingWindowAttention(nn.Module):
         # With nothing before the sequence, its first step is the farthest there is to see.
         first = max(0, self.window - x.shape[1]) if state is None else 0
         y = windowed_attention(q, k[:, first:], v[:, first:], document[:, first:])
-        return self.out(steps.spread(y.flatten(-2))), AttentionState(*(steps.tail(e) for e in (k, v, held)))
+        after = AttentionState(*(steps.tail(e) for e in (k, v, held))) if return_state else None
+        return self.out(steps.spread(y.flatten(-2))), after
 
     def _both_sides(self, x: Tensor, state: AttentionState | None, mask: Tensor | None, reset: Tensor | None) -> Tensor:
         if state is not None:

@@ -181,9 +181,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, state: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Any = None,
+        *,
+        mask: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, Any]:
-        y, state = self.mixer(self.mixer_norm(x), state, mask=mask, reset=reset)
+        y, state = self.mixer(self.mixer_norm(x), state, mask=mask, reset=reset, return_state=return_state)
         x = x + self.dropout(y)
         if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.dropout(self.mlp(self.mlp_norm(x)))

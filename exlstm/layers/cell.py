@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from exlstm.layers.init import spread_forget_bias_
 from exlstm.layers.norm import MultiHeadNorm
 from exlstm.layers.state import MemoryState
-from exlstm.ops import HMLSTMState, MLSTMState, gated_norm, hmlstm, mlstm
+from exlstm.ops import HMLSTMState, MLSTMState, gated_norm, hmlstm, hmlstm_outputs, mlstm
 from exlstm.ops.gated_norm import OutputGate
 
 
@@ -75,16 +75,20 @@ class MatrixMemoryCell(nn.Module):
         *,
         mask: Tensor | None,
         reset: Tensor | None,
-    ) -> tuple[Tensor, MemoryState]:
+        return_state: bool,
+    ) -> tuple[Tensor, MemoryState | None]:
         """q, k [B, T, any], v [B, T, width], gate pre-activations [B, T, G] to reads [B, T, H, D] and memory."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))
         if self.soft_cap is not None:
             gates = self.soft_cap * torch.tanh(gates / self.soft_cap)
         i, f, level = gates.split([self.heads, self.heads, self.heads * self.levels], -1)
         if not self.levels:
-            return mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
-        level = level.unflatten(-1, (self.heads, self.levels))
-        return hmlstm(q, k, v, i, f, level, cast(HMLSTMState | None, state), mask=mask, reset=reset)
+            h, memory = mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
+            return h, memory if return_state else None
+        inputs = q, k, v, i, f, level.unflatten(-1, (self.heads, self.levels)), cast(HMLSTMState | None, state)
+        if return_state:
+            return hmlstm(*inputs, mask=mask, reset=reset)
+        return hmlstm_outputs(*inputs, mask=mask, reset=reset), None
 
     def output(
         self, h: Tensor, gate: Tensor, activation: OutputGate, *, skip: tuple[Tensor, Tensor] | None = None

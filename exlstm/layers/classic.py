@@ -43,7 +43,8 @@ class Classic(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, ClassicState]:
+        return_state: bool = True,
+    ) -> tuple[Tensor, ClassicState | None]:
         batch, width = x.shape[0], x.shape[2]
         if state is None:
             nothing = x.new_zeros(batch, width)
@@ -53,8 +54,9 @@ class Classic(nn.Module):
             check_shape("state.h", state.h, (batch, width), "[B, width]")
         if mask is None and reset is None:
             y, final = self.rnn(x, self._as_torch(state))
-            return y, self._as_state(final)
-        return self._documents(x, state, mask, reset)
+            return y, self._as_state(final) if return_state else None
+        y, after = self._documents(x, state, mask, reset)
+        return y, after if return_state else None
 
     def _documents(
         self, x: Tensor, state: ClassicState, mask: Tensor | None, reset: Tensor | None

@@ -37,12 +37,13 @@ class CausalConv1d(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        return_state: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         past = self.past(x, state)
         steps = Lookback(self.kernel - 1, x.shape[1], mask=mask, reset=reset)
         x = steps.align(x)
         y = causal_conv(x, past, self.weight, self.bias, reach=steps.visible)
-        return steps.spread(y), steps.tail(torch.cat([past, x], 1))
+        return steps.spread(y), steps.tail(torch.cat([past, x], 1)) if return_state else None
 
     @property
     def kernel(self) -> int:

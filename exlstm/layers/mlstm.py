@@ -79,7 +79,8 @@ class MLSTM(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, LayerState[MemoryState]]:
+        return_state: bool = True,
+    ) -> tuple[Tensor, LayerState[MemoryState] | None]:
         conv_state, memory = (None, None) if state is None else check_state(state, LayerState)
         x, z = self.up(x).chunk(2, -1)
         steps = Lookback(self.conv.kernel - 1, x.shape[1], mask=mask, reset=reset)
@@ -94,9 +95,9 @@ class MLSTM(nn.Module):
         c, q, k, v, gates = map(steps.spread, made)
         if biases is not None:
             q, k, v = (y + bias for y, bias in zip((q, k, v), biases.to(q.dtype).chunk(3), strict=True))
-        h, memory = self.cell(q, k, v, gates, memory, mask=mask, reset=reset)
+        h, memory = self.cell(q, k, v, gates, memory, mask=mask, reset=reset, return_state=return_state)
         y = self.down(self.cell.output(h, z, "silu", skip=(self.skip, c)))
-        return silence(y, mask) if self.biased else y, LayerState(conv_state, memory)
+        return silence(y, mask) if self.biased else y, None if memory is None else LayerState(conv_state, memory)
 
     def qkv_bias(self) -> Tensor | None:
         """The biases of queries, keys and values [3 inner]; None if there are none."""
@@ -171,9 +172,10 @@ class MLSTMLarge(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, MemoryState]:
+        return_state: bool = True,
+    ) -> tuple[Tensor, MemoryState | None]:
         q, k, v, o = self.qkvo(x).split(self.sizes, -1)
         gates = F.linear(x, *self.cell.gate_parameters())
-        h, memory = self.cell(q, k, v, gates, state, mask=mask, reset=reset)
+        h, memory = self.cell(q, k, v, gates, state, mask=mask, reset=reset, return_state=return_state)
         y = self.out(self.cell.output(h, o, "sigmoid"))
         return silence(y, mask) if self.biased else y, memory

@@ -66,7 +66,8 @@ class SLSTM(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, LayerState[SLSTMState]]:
+        return_state: bool = True,
+    ) -> tuple[Tensor, LayerState[SLSTMState] | None]:
         conv_state, cell = (None, None) if state is None else check_state(state, LayerState)
         if self.conv is None:
             gates = self._gates(x, self.input_weight)
@@ -76,7 +77,7 @@ class SLSTM(nn.Module):
             gates = torch.cat([self._gates(F.silu(c), first), self._gates(x, last)], 2)
         gates = gates + self.bias.to(gates.dtype)  # under autocast a bias in float32 would make all of them so
         h, cell = slstm(gates, self.recurrent_weight, cell, forget_cap=self.forget_cap, mask=mask, reset=reset)
-        return self.norm(h), LayerState(conv_state, cell)
+        return self.norm(h), LayerState(conv_state, cell) if return_state else None
 
     def _gates(self, x: Tensor, weight: Tensor) -> Tensor:
         """Pre-activations [B, T, gates, H, D] from `x` [B, T, width], without bias."""

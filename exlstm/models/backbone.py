@@ -78,6 +78,7 @@ class Backbone(nn.Module):
         *,
         mask: Tensor | None = None,
         reset: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, BackboneState | None]:
         """Run the blocks over a piece of a sequence.
 
@@ -86,9 +87,11 @@ class Backbone(nn.Module):
             state: what the call for the piece before returned; None at the beginning.
             mask: bool [B, T]; False steps count as absent and output 0, whatever x holds there.
             reset: bool [B, T]; a new document begins at a True step, masked or not.
+            return_state: False where nothing goes on from the last step, as in most training: a hierarchical memory's
+                state is larger than a sequence of a thousand steps.
 
         Returns:
-            y [B, T, width] and the state after the last step (None if bidirectional).
+            y [B, T, width] and the state after the last step (None if bidirectional, or not wanted).
 
         Raises:
             ValueError: shapes or dtypes do not fit, or the state is not one of this backbone.
@@ -102,12 +105,12 @@ class Backbone(nn.Module):
             x = x.masked_fill(~mask[..., None], 0)
         after = []
         for block, before in zip(self.blocks, self._states(state), strict=True):
-            x, block_state = block(x, before, mask=mask, reset=reset)
+            x, block_state = block(x, before, mask=mask, reset=reset, return_state=return_state)
             after.append(block_state)
         y = self.norm(x)
         if mask is not None:
             y = y.masked_fill(~mask[..., None], 0)
-        return y, None if self.bidirectional else tuple(after)
+        return y, tuple(after) if return_state and not self.bidirectional else None
 
     def _states(self, state: BackboneState | None) -> BackboneState:
         if state is None:

@@ -193,7 +193,7 @@ class Member(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y, _ = self.backbone(self.dropout(self.hide(self.embedding(x))), mask=mask)
+        y, _ = self.backbone(self.dropout(self.hide(self.embedding(x))), mask=mask, return_state=False)
         return self.head(self.dropout(self.pooling(y, mask)))
 
 

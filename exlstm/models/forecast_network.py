@@ -177,7 +177,7 @@ class Member(nn.Module):
             self.head.bias.copy_(0.5 * torch.special.ndtri(torch.tensor(LEVELS)).repeat(self.patch))
 
     def forward(self, patches: Tensor, about: Tensor, present: Tensor, relations: Relations, horizon: int) -> Tensor:
-        x, _ = self.backbone(self.embed(patches) + about, mask=present)
+        x, _ = self.backbone(self.embed(patches) + about, mask=present, return_state=False)
         return self.read_out(self.dropout(x[:, -math.ceil(horizon / self.patch) :]), relations, horizon)
 
     def read_out(self, x: Tensor, relations: Relations, horizon: int) -> Tensor:

@@ -101,6 +101,7 @@ class LanguageModel(Pretrained):
         mask: Tensor | None = None,
         reset: Tensor | None = None,
         targets: Tensor | None = None,
+        return_state: bool = True,
     ) -> tuple[Tensor, BackboneState | None]:
         """Logits of the token after each, or the loss where that token is known.
 
@@ -110,6 +111,7 @@ class LanguageModel(Pretrained):
             mask: bool [B, T]; False steps count as absent, whatever token stands there.
             reset: bool [B, T]; a new document begins at a True step.
             targets: int64 [B, T], the token after each, `IGNORED` where none counts.
+            return_state: False where nothing goes on from the last token; the state is None then.
 
         Returns:
             logits [B, T, vocabulary], or with `targets` their mean cross-entropy in nats, for which not all logits are
@@ -120,7 +122,7 @@ class LanguageModel(Pretrained):
         """
         self._check(tokens)
         x = self.dropout(self.embedding(tokens if mask is None else tokens.masked_fill(~mask, 0)))
-        y, state = self.backbone(x, state, mask=mask, reset=reset)
+        y, state = self.backbone(x, state, mask=mask, reset=reset, return_state=return_state)
         if targets is None:
             return self._cap(self.head(y)), state
         if self.config.soft_cap is None:

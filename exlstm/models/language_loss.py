@@ -13,7 +13,7 @@ from exlstm.models.language import LanguageModel
 
 def token_loss(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Mapping[str, float]]:
     """Mean cross-entropy of the next token, in nats, each row read from an empty memory."""
-    return _piece_loss(model, batch, None)[0], {}
+    return _piece_loss(model, batch, None, return_state=False)[0], {}
 
 
 class CarriedLoss:
@@ -62,14 +62,14 @@ class CarriedLoss:
 
 
 def _piece_loss(
-    model: nn.Module, batch: TokenBatch, state: BackboneState | None
+    model: nn.Module, batch: TokenBatch, state: BackboneState | None, *, return_state: bool = True
 ) -> tuple[Tensor, BackboneState | None]:
     device = next(model.parameters()).device
     tokens, targets, reset = (x.to(device) for x in batch)
     if bool(reset[:, 0].all()):
         state = None  # nothing of it is read, and some kernels begin with an empty memory only
     needed = bool((reset[:, 1:] if state is None else reset).any())
-    return model(tokens, state, reset=reset if needed else None, targets=targets)
+    return model(tokens, state, reset=reset if needed else None, targets=targets, return_state=return_state)
 
 
 def _leaves(state: BackboneState | None) -> list[Tensor]:

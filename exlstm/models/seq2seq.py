@@ -144,7 +144,7 @@ class Seq2Seq(Pretrained):
                 cross-entropy in nats, of labels with `smoothing`, for which not all logits are held at once.
         """
         stored = self.encode(source, source_mask)
-        y, _, traces = self._write(target, stored, mask=target_mask)
+        y, _, traces = self._write(target, stored, mask=target_mask, return_state=False)
         if labels is None:
             return self._scores(y, stored, traces)
         copied, attended = None, traces[-1].steps
@@ -159,7 +159,7 @@ class Seq2Seq(Pretrained):
             # Absent tokens go to the end, as memories have them.
             steps = Lookback(0, source.shape[1], mask=mask, reset=None)
             source, x, mask = (steps.align(part) for part in (source, x, mask))
-        y, _ = self.encoder(x, mask=mask)
+        y, _ = self.encoder(x, mask=mask, return_state=False)
         return Source(self.writer(y, mask), None if self.copying is None else source)
 
     def decode(
@@ -186,12 +186,14 @@ class Seq2Seq(Pretrained):
         *,
         mask: Tensor | None = None,
         trace: bool = False,
+        return_state: bool = True,
     ) -> tuple[Tensor, tuple[Any, ...], list[Trace]]:
         """`decode` up to what the head makes scores of [B, T, width]."""
         x = self._embed("target", target, mask)
         states, traces = [], []
         for place, (block, norm, reader) in enumerate(zip(self.blocks, self.read_norms, self.readers, strict=True)):
-            x, after = block(x, None if state is None else state[place], mask=mask)
+            before = None if state is None else state[place]
+            x, after = block(x, before, mask=mask, return_state=return_state)
             y, found = reader(stored.memory, norm(x), trace=trace)
             x = x + self.dropout(y)
             states.append(after)

@@ -103,7 +103,7 @@ class TirexForecaster(Pretrained):
         ahead = -(-h // c.patch)
         steps = F.pad((y - centre) / scale, (0, (ahead - 1) * c.patch), value=torch.nan).unflatten(1, (-1, c.patch))
         patches = torch.cat([steps.nan_to_num(0.0), (~steps.isnan()).double()], -1)
-        x, _ = self.backbone(self.embed(patches.to(weight.dtype)))
+        x, _ = self.backbone(self.embed(patches.to(weight.dtype)), return_state=False)
         found = self.head(x[:, -ahead:]).unflatten(-1, (len(LEVELS), c.patch))
         found = found.transpose(2, 3).flatten(1, 2)[:, :h].double()
         kept = torch.promote_types(weight.dtype, torch.float32)

@@ -11,7 +11,7 @@ from exlstm.ops.cpu import mlstm as _cpu_mlstm
 from exlstm.ops.cpu import qkv as _cpu_qkv
 from exlstm.ops.cpu import slstm as _cpu_slstm
 from exlstm.ops.gated_norm import gated_norm
-from exlstm.ops.hmlstm import HMLSTMState, hmlstm
+from exlstm.ops.hmlstm import HMLSTMState, hmlstm, hmlstm_outputs
 from exlstm.ops.mlstm import MLSTMState, mlstm, mlstm_state
 from exlstm.ops.qkv import QKVGates, qkv_gates
 from exlstm.ops.reference import gated_norm as _reference_gated_norm
@@ -59,6 +59,7 @@ __all__ = [
     "SLSTMState",
     "gated_norm",
     "hmlstm",
+    "hmlstm_outputs",
     "mlstm",
     "mlstm_state",
     "qkv_gates",

@@ -100,6 +100,54 @@ def hmlstm(
     Raises:
         ValueError: shapes or dtypes do not fit, or the backend cannot run here.
     """
+    h, final = _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=True)
+    assert final is not None
+    return h, final
+
+
+def hmlstm_outputs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    state: HMLSTMState | None = None,
+    *,
+    mask: Tensor | None = None,
+    reset: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The h of `hmlstm` without the memory after the last step, which a training step seldom needs.
+
+    That memory has DK x DV numbers for every level and head: more than a sequence of a thousand steps.
+
+    Args, Raises:
+        as `hmlstm`.
+
+    Returns:
+        h [B, T, H, DV] in the dtype of v.
+    """
+    return _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=False)[0]
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    i: Tensor,
+    f: Tensor,
+    level: Tensor,
+    state: HMLSTMState | None,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    chunk_size: int | None,
+    backend: str,
+    *,
+    final: bool,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`hmlstm`; without the memory after the last step unless `final`."""
     check_shape("q", q, (None, None, None, None), "[B, T, H, DK]")
     batch, time, heads, dk = q.shape
     check_time(time)
@@ -126,4 +174,4 @@ def hmlstm(
         C, n, m, log_decay = (x.to(dtype) for x in state[:4])
         state = HMLSTMState(C, n, m, log_decay, state.position)
     run = resolve("hmlstm", backend, q.device)
-    return run(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
+    return run(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size, final=final)

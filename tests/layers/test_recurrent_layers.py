@@ -29,6 +29,15 @@ def test_pieces_give_what_the_whole_gives(layer, sizes):
     assert_same(state, final)
 
 
+def test_outputs_do_not_depend_on_whether_the_state_is_wanted(layer):
+    x, mask, reset = inputs(3, TIME), steps(3, TIME, 0.7), steps(3, TIME, 0.15)
+    _, before = layer(inputs(3, 5))
+    for state, marks in ((None, {}), (before, {}), (None, {"mask": mask, "reset": reset})):
+        y, nothing = layer(x, state, **marks, return_state=False)
+        assert nothing is None
+        assert_same(y, layer(x, state, **marks)[0])
+
+
 def test_pieces_give_the_gradients_of_the_whole(layer):
     x, mask, weight = inputs(2, 12), steps(2, 12, 0.8), inputs(2, 12)
     whole = layer(x, mask=mask)[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from exlstm.ops import hmlstm, mlstm, slstm
+from exlstm.ops import hmlstm, hmlstm_outputs, mlstm, slstm
 from tests.ops.cases import BATCH, DK, DV, HEADS, LEVELS, assert_same, draw, leaves
 
 ALL = [(o, b) for o in ("mlstm", "hmlstm", "slstm") for b in ("reference", "torch", "cpu")]
@@ -91,6 +91,17 @@ def test_a_batch_without_any_step_sends_back_nothing_instead_of_an_error(operato
     h, _ = case._replace(mask=torch.zeros(BATCH, 5, dtype=torch.bool)).whole(backend)
     slopes = torch.autograd.grad(h.sum(), case.inputs, allow_unused=True)
     assert not any(bool(slope.any()) for slope in slopes if slope is not None)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("time", [1, 70])
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("steps", [False, True])
+def test_outputs_and_their_gradients_do_not_depend_on_whether_the_memory_is_wanted(backend, time, state, steps):
+    case = draw("hmlstm", time, state=state, steps=steps)
+    alone = case._replace(operator=lambda *x, **options: (hmlstm_outputs(*x, **options),))
+    for found, expected in zip(*(x.outputs_and_gradients(backend, slice(1)) for x in (alone, case)), strict=True):
+        assert_same(found, expected[: len(found)], 0.0)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])

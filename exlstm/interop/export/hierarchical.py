@@ -29,8 +29,9 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
+    final: bool = True,
 ) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm`, all steps at once; `chunk_size` has no meaning here."""
+    """`exlstm.ops.hmlstm`, all steps at once; `chunk_size` and `final` have no meaning here."""
     assert reset is None, "graphs are traced without resets"
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     if isinstance(q.shape[1], int) and q.shape[1] == 1 and mask is None:

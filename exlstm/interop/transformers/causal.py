@@ -81,16 +81,16 @@ class ExlstmForCausalLM(ExlstmPreTrainedModel, GenerationMixin):
         reset = None if position_ids is None else _resets(position_ids, mask, tokens, cache)
         targets = None if labels is None else _next_labels(labels, mask)
 
-        loss = logits = None
+        loss, logits, options = None, None, {"mask": mask, "reset": reset, "return_state": cache is not None}
         if self._only_next_is_wanted(mask, reset, labels, logits_to_keep):
             logits = self._next(tokens, mask, cache)[:, None]
         elif self.training and self.config.skip_logits and targets is not None and bool((targets != IGNORED).any()):
-            loss, state = self.model(tokens, _state(cache), mask=mask, reset=reset, targets=targets)
+            loss, state = self.model(tokens, _state(cache), **options, targets=targets)
             if num_items_in_batch is not None:
                 loss = loss * (targets != IGNORED).sum() / num_items_in_batch
             _keep(cache, state, tokens)
         else:
-            logits, state = self.model(tokens, _state(cache), mask=mask, reset=reset)
+            logits, state = self.model(tokens, _state(cache), **options)
             if targets is not None:
                 loss = mean_loss(logits, targets, num_items_in_batch)
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

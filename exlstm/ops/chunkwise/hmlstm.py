@@ -33,8 +33,9 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm` in chunks of `chunk_size` steps."""
+    final: bool = True,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`exlstm.ops.hmlstm` in chunks of `chunk_size` steps; the memory after the last only if `final`."""
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     batch, time, _, dk = q.shape
     if time == 1:
@@ -51,8 +52,8 @@ def hmlstm(
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     sequence = _Sequence(layout, carried, layout.gather(k), layout.gather(v), i, lf, state.log_decay)
     h = sequence.read(layout.gather(q * dk**-0.5), layout.gather(level.to(dtype)))
-    final = as_state(*sequence.final(), layout, carried.position, state)
-    return layout.scatter(h, batch, time).to(v.dtype), final
+    h = layout.scatter(h, batch, time).to(v.dtype)
+    return h, as_state(*sequence.final(), layout, carried.position, state) if final else None
 
 
 def zeros_of(v: Tensor) -> Tensor:

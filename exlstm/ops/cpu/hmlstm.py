@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.chunkwise.tree import Memory
@@ -35,21 +36,22 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm` on a CPU, in chunks of `chunk_size` steps.
+    final: bool = True,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`exlstm.ops.hmlstm` on a CPU, in chunks of `chunk_size` steps; the memory after the last only if `final`.
 
     The kernel begins with empty memories; a call that goes on from a state that holds something is chunkwise's.
     """
-    state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
-    time, dtype = q.shape[1], state.C.dtype
+    time, dtype = q.shape[1], state_dtype(q, k, v, i, f, level)
     if time == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
-    if bool((state.position > 0).any()):
-        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
+    if state is not None and bool((state.position > 0).any()):
+        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size, final=final)
     size = chunk_size or min(CHUNK_SIZE, 1 << (time - 1).bit_length())
     layout = Layout.from_empty(len(q), time, size, mask, reset, q.device)
+    before = (state or HMLSTMState.empty_for(q, k, v, i, f, level)) if final else None
     if layout.chunks == 0:
-        return chunkwise.zeros_of(v), state
+        return chunkwise.zeros_of(v), before
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     at = _gates(layout, i, lf, layout.gather(level.to(dtype)))
     common = torch.bfloat16 if {q.dtype, k.dtype, v.dtype} == {torch.bfloat16} else dtype
@@ -57,7 +59,7 @@ def hmlstm(
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, i, f, level))
     all_present = len(layout.steps) == q.shape[0] * time
     h, C, n, *_ = _forward(*inputs, *at.weights, at.step, at.first, all_present, keep)
-    return h.to(v.dtype), _final(layout, at, k, v, C, n, state)
+    return h.to(v.dtype), None if before is None else _final(layout, at, k, v, C, n, before)
 
 
 class _Gates(NamedTuple):

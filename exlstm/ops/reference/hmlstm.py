@@ -20,8 +20,9 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
+    final: bool = True,
 ) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm` by recurrence; `chunk_size` has no meaning here."""
+    """`exlstm.ops.hmlstm` by recurrence; `chunk_size` and `final` have no meaning here."""
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     outputs = []
     for t in range(q.shape[1]):

@@ -48,47 +48,51 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm` in chunks of about `chunk_size` steps: 16 to 256. `state` None is an empty memory.
+    final: bool = True,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`exlstm.ops.hmlstm` in chunks of about `chunk_size` steps: 16 to 256; the memory after the last only if `final`.
 
-    Float64, and heads of more than 512 columns, are left to the torch backend, as in `exlstm.ops.triton.mlstm`.
+    `state` None is an empty memory. Float64, and heads of more than 512 columns, are left to the torch backend, as in
+    `exlstm.ops.triton.mlstm`.
     """
     dtype, common = state_dtype(q, k, v, i, f, level), q.dtype if q.dtype == k.dtype == v.dtype else torch.float32
     if q.shape[1] == 1:
         return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
     if dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > WIDEST:
-        return in_torch(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size)
-    inputs, size = (*(x.to(common) for x in (q, k, v)), i, f, level), chunk_size or 0
+        return in_torch(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size, final=final)
+    inputs, options = (*(x.to(common) for x in (q, k, v)), i, f, level), (chunk_size or 0, final)
     if state is not None:
-        h, final = _from_state(inputs, state, mask, reset, size)
+        h, after = _from_state(inputs, state, mask, reset, options)
     elif mask is None and reset is None:
-        h, final = _of_full_rows(inputs, None, size)
+        h, after = _of_full_rows(inputs, None, options)
     else:
-        h, final = _of_marked_rows(inputs, mask, reset, size)
-    return h.to(v.dtype), final
+        h, after = _of_marked_rows(inputs, mask, reset, options)
+    return h.to(v.dtype), after if final else None
 
 
-def _of_full_rows(inputs: tuple[Tensor, ...], log_decay: Tensor | None, chunk_size: int) -> tuple[Tensor, HMLSTMState]:
+def _of_full_rows(
+    inputs: tuple[Tensor, ...], log_decay: Tensor | None, options: tuple[int, bool]
+) -> tuple[Tensor, HMLSTMState]:
     """From an empty memory, over steps that are all there: the tables follow from shapes."""
-    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 3, log_decay, *[None] * 3, (), (), chunk_size)
+    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 3, log_decay, *[None] * 3, (), (), *options)
     position = torch.full((len(h),), h.shape[1], dtype=torch.int64, device=h.device)
     return h, HMLSTMState(C, n, m, decay if log_decay is None else decay + log_decay, position)
 
 
 @uncompiled
 def _of_marked_rows(
-    inputs: tuple[Tensor, ...], mask: Tensor | None, reset: Tensor | None, chunk_size: int
-) -> tuple[Tensor, HMLSTMState]:
+    inputs: tuple[Tensor, ...], mask: Tensor | None, reset: Tensor | None, options: tuple[int, bool]
+) -> tuple[Tensor, HMLSTMState | None]:
     """From an empty memory, with a mask or resets."""
     q, k, v, i, f, level = inputs
     batch, time, _, dk = q.shape
-    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, chunk_size)
+    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, options[0])
     layout = Layout.from_empty(batch, time, chunk, mask, reset, q.device)
     if layout.chunks == 0:  # no step is present
         return chunkwise.hmlstm(q, k, v, i, f, level, None, mask=mask, reset=reset, chunk_size=chunk)
     tables, counts = tables_from_empty(layout, batch, level.shape[-1])
     begun = torch.zeros_like(layout.position)
-    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 4, mask, reset, begun, tables, counts, chunk_size)
+    h, C, n, m, decay, *_ = _forward(*inputs, *[None] * 4, mask, reset, begun, tables, counts, *options)
     # C, n and m are 0 where the row's last document has no step; no chunk ends there, whose kernel would write this.
     decay = decay.masked_fill((layout.last == layout.chunks)[:, None], 0.0)
     return h, HMLSTMState(C, n, m, decay, layout.position)
@@ -96,21 +100,27 @@ def _of_marked_rows(
 
 @uncompiled
 def _from_state(
-    inputs: tuple[Tensor, ...], state: HMLSTMState, mask: Tensor | None, reset: Tensor | None, chunk_size: int
-) -> tuple[Tensor, HMLSTMState]:
+    inputs: tuple[Tensor, ...],
+    state: HMLSTMState,
+    mask: Tensor | None,
+    reset: Tensor | None,
+    options: tuple[int, bool],
+) -> tuple[Tensor, HMLSTMState | None]:
     q, k, v, i, f, level = inputs
     batch, time, _, dk = q.shape
     levels, empty = level.shape[-1], not bool((state.position > 0).any())
     if empty and mask is None and reset is None:
-        return _of_full_rows(inputs, state.log_decay, chunk_size)
+        return _of_full_rows(inputs, state.log_decay, options)
     begun = state.position & ((1 << (levels - 1)) - 1)
-    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, chunk_size)
+    chunk = chunk_of(q.dtype, dk, v.shape[-1], time, options[0])
     layout = Layout.of(batch, time, chunk, begun, mask, reset)
     if layout.chunks == 0:
         return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk)
     tables, counts = tables_of(layout, batch, levels, begun, None if empty else _held(state, chunk))
     memory = (None, None, None) if empty else state[:3]
-    h, C, n, m, decay, *_ = _forward(*inputs, *memory, state.log_decay, mask, reset, begun, tables, counts, chunk_size)
+    h, C, n, m, decay, *_ = _forward(*inputs, *memory, state.log_decay, mask, reset, begun, tables, counts, *options)
+    if not options[1]:
+        return h, None
     goes_on = torch.where(layout.emptied, 0, 1)
     computed = HMLSTMState(
         C, n, m, decay + goes_on[:, None] * state.log_decay, layout.position + goes_on * (state.position - begun)
@@ -165,17 +175,17 @@ class _Call:
         """So many programs for every chunk and head."""
         return self.chunks * programs, self.heads
 
-    def outputs(self, v: Tensor, all_present: bool) -> tuple[Tensor, ...]:
-        """Room for the results of the forward op."""
+    def outputs(self, v: Tensor, all_present: bool, final: bool) -> tuple[Tensor, ...]:
+        """Room for the results of the forward op; none for slots unless `final`."""
         real, double = torch.float32, torch.float64
         M, N, H, L = self.chunks, self.memories, self.heads, self.tiles.chunk
-        slots = (self.batch, H, self.levels)
+        slots = (self.batch if final else 0, H, self.levels)
         return (
             v.new_empty(v.shape) if all_present else v.new_zeros(v.shape),
             v.new_empty(*slots, self.dk, self.dv, dtype=real),
             v.new_empty(*slots, self.dk, dtype=real),
             v.new_empty(slots, dtype=real),
-            v.new_empty(slots[:2], dtype=real),
+            v.new_empty(self.batch, H, dtype=real),
             v.new_empty(4, M, H, L, dtype=real),
             v.new_empty(M, H, self.inside + 1 + self.columns, L, dtype=real),
             v.new_empty(N, H, self.dk, self.dv, dtype=self.memory_dtype),
@@ -204,6 +214,7 @@ def _forward(
     tables: Sequence[Tensor],
     counts: Sequence[int],
     chunk_size: int,
+    final: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """h, C, n, m of the final state, the sum of log f in a row's last document, and what the backward needs.
 
@@ -215,7 +226,7 @@ def _forward(
     q, k, v, i, f, level, decay0 = contiguous(q, k, v, i, f, level, decay0)
     call = _Call(q, v, level, tables, chunk_size)
     (at, counts), tiles = call.tables(tables, counts, q.device), call.tiles
-    h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1 = call.outputs(v, mask is None)
+    h, C1, n1, m1, decay1, steps, table, C, n, G, elapsed, G1 = call.outputs(v, mask is None, final)
     a, F, M, d = steps
     totals = torch.empty_like(elapsed[1:])
     launch(
@@ -250,10 +261,11 @@ def _forward(
                 kernels.memories_kernel, (count * programs, call.heads), **tile.compiled, **memories,
                 source_ptr=at.source, sources_ptr=at.sources, S=at.source.shape[1], begin=begin, FINAL=False,
             )  # fmt: skip
-    launch(
-        kernels.memories_kernel, (call.batch * call.levels * programs, call.heads), **tile.compiled, **memories,
-        source_ptr=at.slot_source, sources_ptr=at.slot_sources, S=at.slot_source.shape[1], begin=0, FINAL=True,
-    )  # fmt: skip
+    if final:
+        launch(
+            kernels.memories_kernel, (call.batch * call.levels * programs, call.heads), **tile.compiled, **memories,
+            source_ptr=at.slot_source, sources_ptr=at.slot_sources, S=at.slot_source.shape[1], begin=0, FINAL=True,
+        )  # fmt: skip
     launch(
         kernels.weights_kernel, call.over_chunks, warps=4, stages=1,
         a_ptr=a, level_ptr=level, elapsed_ptr=elapsed, start_ptr=at.start, ending_ptr=at.ending,
@@ -281,8 +293,8 @@ def _forward(
 
 @_forward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, level: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    tables, _, chunk_size = rest[-3:]
-    return _Call(q, v, level, tables, chunk_size).outputs(v, rest[4] is None)
+    tables, _, chunk_size, final = rest[-4:]
+    return _Call(q, v, level, tables, chunk_size).outputs(v, rest[4] is None, final)
 
 
 @operator("hmlstm_triton_backward")
@@ -452,7 +464,7 @@ def _gradients(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, tables, ctx.counts, ctx.chunk_size = inputs
+    *tensors, tables, ctx.counts, ctx.chunk_size, _ = inputs
     h, C1, n1, _, _, *kept = output
     ctx.tables = len(tables)
     ctx.save_for_backward(*tables, *tensors, h, C1, n1, *kept)
@@ -488,7 +500,7 @@ def _derivative(
         di, df = di + to_i, df + to_f
         dm0 = None if dm0 is None else dm0 + to_m0
     di, df = di.to(i.dtype), df.to(f.dtype)
-    return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, None, None, None
+    return dq, dk, dv, di, df, dlevel, dC0, dn0, dm0, None, None, None, None, None, None, None, None
 
 
 _forward.register_autograd(_derivative, setup_context=_setup)

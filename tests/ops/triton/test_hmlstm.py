@@ -9,7 +9,7 @@ several times in a row in a gradient: 3e-2 and 4e-3.
 import pytest
 import torch
 
-from exlstm.ops import HMLSTMState
+from exlstm.ops import HMLSTMState, hmlstm_outputs
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.triton import hmlstm as triton_hmlstm
 from exlstm.ops.triton import hmlstm_tables, hmlstm_tiles
@@ -66,6 +66,17 @@ def test_a_state_of_many_chunks(device, monkeypatch):
     held = past.whole("reference")[1]
     case = case._replace(state=HMLSTMState(*(x.detach().requires_grad_() for x in held[:4]), held.position))
     check(case, device, chunk_size=16)
+
+
+@pytest.mark.parametrize("state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("steps", [False, True], ids=["plain", "mask+reset"])
+def test_outputs_and_their_gradients_do_not_depend_on_whether_the_memory_is_wanted(device, state, steps):
+    case = on(draw("hmlstm", 40, state=state, steps=steps), device, torch.float32)
+    alone = case._replace(operator=lambda *x, **options: (hmlstm_outputs(*x, **options),))
+    found, expected = (x.outputs_and_gradients("triton", slice(1), chunk_size=16) for x in (alone, case))
+    assert len(found[0]) == 1
+    assert torch.equal(found[0][0], expected[0][0])
+    assert all(map(torch.equal, found[1], expected[1]))
 
 
 @pytest.fixture
