@@ -415,7 +415,7 @@ def _backward(
         gates_kernels.between_kernel, (call.heads,), warps=8, stages=1,
         links_ptr=links, sums_ptr=sums, readers_ptr=at.readers, source_ptr=at.source, start_ptr=at.start,
         going_on_ptr=at.going_on, before_ptr=G.new_empty(call.heads, call.columns + 1, M + 1),
-        parts_ptr=G.new_empty(call.heads, call.memories), between_ptr=between,
+        parts_ptr=G.new_empty(call.heads, 2, call.memories), between_ptr=between,
         M=M, N=call.memories, H=call.heads, ROWS=call.batch, R=call.columns, S=sources, SLOTS=slots,
         PROGRAMS=programs, READS=padded(call.columns + 1), SOURCES=padded(sources), KEPT=padded(slots) if slots else 0,
         BLOCK=min(SUMMED, padded(M)),

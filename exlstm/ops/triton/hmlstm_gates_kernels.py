@@ -26,16 +26,6 @@ def read_sums_kernel(
         tl.store(sums_ptr + (head.to(tl.int64) * R + r) * M + c, tl.sum(P, 0))
 
 
-@triton.jit
-def _shares(links_ptr, memory, there, N, H, head, PROGRAMS: tl.constexpr):
-    """What programs found of memories as part of others, float32 [PROGRAMS, N, H], together."""
-    total = tl.zeros(memory.shape, tl.float64)
-    for p in tl.static_range(PROGRAMS):
-        at = (tl.full((1,), p, tl.int64) * N + memory) * H + head
-        total += tl.load(links_ptr + at, mask=there, other=0.0).to(tl.float64)
-    return total
-
-
 @triton.jit(do_not_specialize=["M", "N", "H", "ROWS", "R", "S", "SLOTS"])
 def between_kernel(
     links_ptr, sums_ptr, readers_ptr, source_ptr, start_ptr, going_on_ptr, before_ptr, parts_ptr, between_ptr,
@@ -45,32 +35,37 @@ def between_kernel(
     """The sum of P, over memories before a chunk and what they are part of or read by after it, of one head [M, H].
 
     A memory counts from the end of its steps: with what each of its readers reads, up to that reader; with what it is
-    to another memory, up to that one; with what it is to the final state, up to the document's end. `before` [H, R + 1,
-    M + 1] are the sums over the chunks before each, of what is read in each column and of what the final state has of
-    chunks' memories; `parts` [H, N] what memories are to others. READS, SOURCES and KEPT (0: no state) are powers of
-    two that hold R + 1 reads, S sources and the state's SLOTS slots.
+    to another memory, up to that one; with what it is to the final state, up to the document's end. `parts` [H, 2, N]
+    is what memories are to others and to the final state, all programs' `links` [2, PROGRAMS, N, H] together; `before`
+    [H, R + 1, M + 1] the sums over the chunks before each, of what is read in each column and of what the final state
+    has of chunks' memories. READS, SOURCES and KEPT (0: no state) are powers of two that hold R + 1 reads, S sources
+    and the state's SLOTS slots.
     """
     head = tl.program_id(0)
-    finals_ptr = links_ptr + tl.full((1,), PROGRAMS, tl.int64) * N * H
     sums_ptr += head.to(tl.int64) * R * M
     before_ptr += head.to(tl.int64) * (R + 1) * (M + 1)
-    parts_ptr += head.to(tl.int64) * N
+    parts_ptr += head.to(tl.int64) * 2 * N
+    finals_ptr = parts_ptr + N
+    for begin in range(0, N, BLOCK):
+        n = begin + tl.arange(0, BLOCK)
+        for which in tl.static_range(2):
+            part = tl.zeros((BLOCK,), tl.float64)
+            for p in range(which * PROGRAMS, (which + 1) * PROGRAMS):
+                part += tl.load(links_ptr + (p * N + n).to(tl.int64) * H + head, mask=n < N, other=0.0).to(tl.float64)
+            tl.store(parts_ptr + which * N + n, part, mask=n < N)
+    tl.debug_barrier()  # what is read from here on other threads have written
+
     read = tl.arange(0, READS)
     total = tl.zeros((READS,), tl.float64)
     tl.store(before_ptr + read * (M + 1), total, mask=read <= R)
     for begin in range(0, M, BLOCK):
         c = begin + tl.arange(0, BLOCK)
-        there = (read < R)[:, None] & (c < M)[None, :]
-        x = tl.load(sums_ptr + read[:, None] * M + c[None, :], mask=there, other=0.0)
-        kept = _shares(finals_ptr, c, c < M, N, H, head, PROGRAMS)
-        x = tl.where((read == R)[:, None], kept[None, :], x)
-        until = total[:, None] + tl.cumsum(x, 1)
-        tl.store(before_ptr + read[:, None] * (M + 1) + c[None, :] + 1, until, (read <= R)[:, None] & (c < M)[None, :])
+        inside = (read <= R)[:, None] & (c < M)[None, :]
+        x_ptr = tl.where((read == R)[:, None], finals_ptr + c[None, :], sums_ptr + read[:, None] * M + c[None, :])
+        x = tl.load(x_ptr, mask=inside, other=0.0)
+        tl.store(before_ptr + read[:, None] * (M + 1) + c[None, :] + 1, total[:, None] + tl.cumsum(x, 1), mask=inside)
         total += tl.sum(x, 1)
-    for begin in range(0, N, BLOCK):
-        n = begin + tl.arange(0, BLOCK)
-        tl.store(parts_ptr + n, _shares(links_ptr, n, n < N, N, H, head, PROGRAMS), mask=n < N)
-    tl.debug_barrier()  # what is read from here on other threads have written
+    tl.debug_barrier()
 
     running = tl.zeros((1,), tl.float64)
     source = tl.arange(0, SOURCES)[None, :]
@@ -89,7 +84,7 @@ def between_kernel(
             slot = tl.arange(0, KEPT)[None, :]
             row = tl.load(going_on_ptr + c, mask=inside, other=-1)[:, None]
             n, there = M + slot * ROWS + row, (row >= 0) & (slot < SLOTS)
-            kept += tl.sum(_shares(finals_ptr, n, there, N, H, head, PROGRAMS), 1)
+            kept += tl.sum(tl.load(finals_ptr + n, mask=there, other=0.0), 1)
             first = there & (c == start)[:, None]
             change += tl.sum(_counted(readers_ptr, before_ptr, parts_ptr, n, first, M, N), 1)
         between = running + tl.cumsum(change, 0) + kept
