@@ -93,16 +93,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(rows.dtype)
             dx[piece] = gradient @ weight
             dweight += gradient.T @ rows
-        loss = total / count
         if dx is not None and dweight is not None:
             share = (smoothing - 1) * (targets != ignored).to(wide) / count
-            ctx.save_for_backward(dx, dweight, share * mine, share * theirs, loss)
-        return loss
+            # x and weight, so that a second derivative is refused; not the loss, which loops divide in place.
+            ctx.save_for_backward(dx, dweight, share * mine, share * theirs, x, weight)
+        return total / count
 
     @staticmethod
     @differentiable_once("torch.nn.functional.cross_entropy of the logits has one")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        dx, dweight, down, dothers, _ = ctx.saved_tensors
+        dx, dweight, down, dothers, *_ = ctx.saved_tensors
         _, _, own, others, *_ = ctx.needs_input_grad
         return (
             (gradient * dx).to(dx.dtype),

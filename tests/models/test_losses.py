@@ -22,6 +22,15 @@ def test_loss_and_gradients_are_those_of_torch(rows, smoothing):
         torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
+def test_a_loss_may_be_divided_in_place():
+    x, weight, targets = torch.randn(7, 5, requires_grad=True), torch.randn(11, 5), torch.arange(7)
+    halves = [linear_cross_entropy(x, weight, targets), linear_cross_entropy(x, weight, targets)]
+    halves[0] /= 2
+    torch.testing.assert_close(
+        torch.autograd.grad(halves[0], x)[0], torch.autograd.grad(halves[1] / 2, x)[0], rtol=1e-6, atol=0
+    )
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_second_source_of_targets_shares_the_probability(smoothing):
     rows = ROWS + 3
