@@ -5,7 +5,7 @@ blocks of 2^b steps, one for every set bit b of p, fine for the recent and coars
 strongly it reads each (the idea is that of Log-Linear Attention, arXiv 2506.04761).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,9 +100,7 @@ def hmlstm(
     Raises:
         ValueError: shapes or dtypes do not fit, or the backend cannot run here.
     """
-    h, final = _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=True)
-    assert final is not None
-    return h, final
+    return _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=True)
 
 
 def hmlstm_outputs(
@@ -146,8 +144,8 @@ def _run(
     backend: str,
     *,
     final: bool,
-) -> tuple[Tensor, HMLSTMState | None]:
-    """`hmlstm`; without the memory after the last step unless `final`."""
+) -> tuple[Tensor, Any]:
+    """`hmlstm`; None or anything for the memory after the last step unless `final`."""
     check_shape("q", q, (None, None, None, None), "[B, T, H, DK]")
     batch, time, heads, dk = q.shape
     check_time(time)
