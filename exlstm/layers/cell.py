@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from exlstm.layers.init import spread_forget_bias_
 from exlstm.layers.norm import MultiHeadNorm
 from exlstm.layers.state import MemoryState
-from exlstm.ops import HMLSTMState, MLSTMState, gated_norm, hmlstm, hmlstm_outputs, mlstm
+from exlstm.ops import HMLSTMState, MLSTMState, gated_norm, hmlstm, mlstm
 from exlstm.ops.gated_norm import OutputGate
 
 
@@ -83,12 +83,10 @@ class MatrixMemoryCell(nn.Module):
             gates = self.soft_cap * torch.tanh(gates / self.soft_cap)
         i, f, level = gates.split([self.heads, self.heads, self.heads * self.levels], -1)
         if not self.levels:
-            h, memory = mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
-            return h, memory if return_state else None
-        inputs = q, k, v, i, f, level.unflatten(-1, (self.heads, self.levels)), cast(HMLSTMState | None, state)
-        if return_state:
-            return hmlstm(*inputs, mask=mask, reset=reset)
-        return hmlstm_outputs(*inputs, mask=mask, reset=reset), None
+            h, after = mlstm(q, k, v, i, f, cast(MLSTMState | None, state), mask=mask, reset=reset)
+            return h, after if return_state else None
+        level, memory = level.unflatten(-1, (self.heads, self.levels)), cast(HMLSTMState | None, state)
+        return hmlstm(q, k, v, i, f, level, memory, mask=mask, reset=reset, return_state=return_state)
 
     def output(
         self, h: Tensor, gate: Tensor, activation: OutputGate, *, skip: tuple[Tensor, Tensor] | None = None

@@ -1,6 +1,6 @@
 """Pure functions on tensors: the maths of extended LSTMs, with interchangeable backends."""
 
-from exlstm.ops.backends import register, uncompiled
+from exlstm.ops.backends import register
 from exlstm.ops.chunkwise import hmlstm as _chunkwise_hmlstm
 from exlstm.ops.chunkwise import mlstm as _chunkwise_mlstm
 from exlstm.ops.chunkwise import mlstm_state as _chunkwise_mlstm_state
@@ -11,7 +11,7 @@ from exlstm.ops.cpu import mlstm as _cpu_mlstm
 from exlstm.ops.cpu import qkv as _cpu_qkv
 from exlstm.ops.cpu import slstm as _cpu_slstm
 from exlstm.ops.gated_norm import gated_norm
-from exlstm.ops.hmlstm import HMLSTMState, hmlstm, hmlstm_outputs
+from exlstm.ops.hmlstm import HMLSTMState, hmlstm
 from exlstm.ops.mlstm import MLSTMState, mlstm, mlstm_state
 from exlstm.ops.qkv import QKVGates, qkv_gates
 from exlstm.ops.reference import gated_norm as _reference_gated_norm
@@ -35,13 +35,13 @@ register("mlstm", "reference", _reference_mlstm.mlstm)
 register("mlstm_state", "triton", _triton_mlstm_state.mlstm_state, _triton.obstacle, remark=_triton.MATRICES)
 register("mlstm_state", "torch", _chunkwise_mlstm_state.mlstm_state)
 register("mlstm_state", "reference", _reference_mlstm.mlstm_state)
-register("hmlstm", "cpu", uncompiled(_cpu_hmlstm.hmlstm), _cpu_hmlstm.obstacle)
+register("hmlstm", "cpu", _cpu_hmlstm.hmlstm, _cpu_hmlstm.obstacle)
 register("hmlstm", "triton", _triton_hmlstm.hmlstm, _triton.obstacle, remark=_triton.MATRICES)
-register("hmlstm", "torch", uncompiled(_chunkwise_hmlstm.hmlstm))
+register("hmlstm", "torch", _chunkwise_hmlstm.hmlstm)
 register("hmlstm", "reference", _reference_hmlstm.hmlstm)
 register("slstm", "cpu", _cpu_slstm.slstm, _cpu_slstm.obstacle)
 register("slstm", "triton", _triton_slstm.slstm, _triton.obstacle, remark=_triton_slstm.REMARK)
-register("slstm", "torch", uncompiled(_chunkwise_slstm.slstm))
+register("slstm", "torch", _chunkwise_slstm.slstm)
 register("slstm", "reference", _reference_slstm.slstm)
 register("qkv_gates", "cpu", _cpu_qkv.qkv_gates, _cpu_qkv.obstacle)
 register("qkv_gates", "triton", _triton_qkv.qkv_gates, _triton.obstacle, remark=_triton_qkv.REMARK)
@@ -59,7 +59,6 @@ __all__ = [
     "SLSTMState",
     "gated_norm",
     "hmlstm",
-    "hmlstm_outputs",
     "mlstm",
     "mlstm_state",
     "qkv_gates",

@@ -5,7 +5,7 @@ blocks of 2^b steps, one for every set bit b of p, fine for the recent and coars
 strongly it reads each (the idea is that of Log-Linear Attention, arXiv 2506.04761).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,8 +67,9 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
+    return_state: bool = True,
     backend: str = "auto",
-) -> tuple[Tensor, HMLSTMState]:
+) -> tuple[Tensor, HMLSTMState | None]:
     """Run a hierarchical mLSTM over a sequence.
 
         level(t, s) = 0 if s == t else min(1 + floor(log2(t xor s)), levels - 1)
@@ -92,60 +93,16 @@ def hmlstm(
         reset: bool [B, T]; the memory is emptied before a True step, masked or not.
         chunk_size: a power of two, steps worked on at once by the chunkwise backends; None chooses. Results do not
             depend on it.
+        return_state: False where nothing goes on from the last step, as in most training: the memory after it has
+            DK x DV numbers for every level and head, more than a sequence of a thousand steps, and is not computed.
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
-        h [B, T, H, DV] in the dtype of v, and the memory after the last step.
+        h [B, T, H, DV] in the dtype of v, and the memory after the last step, or None.
 
     Raises:
         ValueError: shapes or dtypes do not fit, or the backend cannot run here.
     """
-    return _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=True)
-
-
-def hmlstm_outputs(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    level: Tensor,
-    state: HMLSTMState | None = None,
-    *,
-    mask: Tensor | None = None,
-    reset: Tensor | None = None,
-    chunk_size: int | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """The h of `hmlstm` without the memory after the last step, which a training step seldom needs.
-
-    That memory has DK x DV numbers for every level and head: more than a sequence of a thousand steps.
-
-    Args, Raises:
-        as `hmlstm`.
-
-    Returns:
-        h [B, T, H, DV] in the dtype of v.
-    """
-    return _run(q, k, v, i, f, level, state, mask, reset, chunk_size, backend, final=False)[0]
-
-
-def _run(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    i: Tensor,
-    f: Tensor,
-    level: Tensor,
-    state: HMLSTMState | None,
-    mask: Tensor | None,
-    reset: Tensor | None,
-    chunk_size: int | None,
-    backend: str,
-    *,
-    final: bool,
-) -> tuple[Tensor, Any]:
-    """`hmlstm`; None or anything for the memory after the last step unless `final`."""
     check_shape("q", q, (None, None, None, None), "[B, T, H, DK]")
     batch, time, heads, dk = q.shape
     check_time(time)
@@ -172,4 +129,5 @@ def _run(
         C, n, m, log_decay = (x.to(dtype) for x in state[:4])
         state = HMLSTMState(C, n, m, log_decay, state.position)
     run = resolve("hmlstm", backend, q.device)
-    return run(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size, final=final)
+    options = {"mask": mask, "reset": reset, "chunk_size": chunk_size, "return_state": return_state}
+    return run(q, k, v, i, f, level, state, **options)

@@ -13,7 +13,7 @@ from exlstm import cli
 from exlstm.interop import Target, convert, from_pretrained, save_pretrained
 from exlstm.models.weight_files import WEIGHTS, Planned, write_weights
 from tests.interop.weight_cases import LARGE, PAPER, model_of
-from tests.memory import needs_proc, printed_by
+from tests.memory import growths_printed_by, needs_proc
 
 
 @pytest.fixture
@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         print(growth(lambda: from_pretrained(place + "/again")))
         """
     save_pretrained(model_of("large", LARGE["plain"]), tmp_path / "small", Target(to="transformers"))
-    forth, back, load = printed_by(code, tmp_path)
+    forth, back, load = growths_printed_by(code, tmp_path)
     assert forth < 60e6
     assert back < 60e6
     assert load < total + 60e6

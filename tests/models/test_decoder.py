@@ -12,12 +12,10 @@ import exlstm.models.decoder as module
 from exlstm.layers import map_state
 from exlstm.models import Backbone
 from exlstm.models.decoder import Decoder
-from exlstm.ops.cpu.build import find_compiler
 from tests.layers.layer_cases import OPTIONS, tensors
+from tests.needs import needs_compiler
 
 WIDTH, NUMBERS = 16, 11
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
 
 
 @pytest.fixture(params=["compiled", "module"])

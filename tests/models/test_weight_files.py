@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from exlstm.models import LanguageModel
 from exlstm.models.weight_files import INDEX, WEIGHTS, Planned, WeightFiles, read_json, write_weights
-from tests.memory import needs_proc, printed_by
+from tests.memory import growths_printed_by, needs_proc
 
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
@@ -251,6 +251,6 @@ def test_a_large_model_is_built_without_drawing_its_weights_first(tmp_path):
         "from exlstm.models import LanguageModel\n"
         "print(growth(lambda: LanguageModel.from_pretrained(sys.argv[1])))\n"
     )
-    [grown] = printed_by(code, tmp_path)
+    [grown] = growths_printed_by(code, tmp_path)
     # One tensor of the file lies in memory beside its copy.
     assert grown < size + 40_000 * 512 * 4 + 30_000_000

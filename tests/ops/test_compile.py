@@ -5,7 +5,7 @@ import torch
 
 from exlstm.layers import MLSTM, SLSTM, MLSTMLarge
 from exlstm.ops import gated_norm, hmlstm, mlstm, mlstm_state, qkv_gates, slstm
-from exlstm.ops.backends import why_unusable
+from tests.needs import needs
 
 
 def normal(*shape):
@@ -64,8 +64,7 @@ PAIRS = [(name, backend) for name, backends in BACKENDS.items() for backend in b
 @pytest.mark.parametrize(("name", "backend"), PAIRS)
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # which Dynamo itself does
 def test_an_operator_is_one_graph_with_the_same_results(name, backend, monkeypatch):
-    if reason := why_unusable(name, backend, torch.device("cpu")):
-        pytest.skip(reason)
+    needs(name, backend)
     monkeypatch.setenv("EXLSTM_BACKEND", backend)
     torch._dynamo.reset()
     run, inputs = CALLS[name]()
@@ -93,8 +92,7 @@ def test_an_operator_is_one_graph_with_the_same_results(name, backend, monkeypat
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")  # NumPy's
 def test_sequences_of_any_length_are_the_same_graph(name, backend, monkeypatch):
-    if reason := why_unusable(name, backend, torch.device("cpu")):
-        pytest.skip(reason)
+    needs(name, backend)
     monkeypatch.setenv("EXLSTM_BACKEND", backend)
     torch._dynamo.reset()
     run, inputs = CALLS[name]()
@@ -111,8 +109,7 @@ def test_sequences_of_any_length_are_the_same_graph(name, backend, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_what_shapes_do_not_tell_is_left_to_python_as_a_whole(name, backend, monkeypatch):
     """Looked into, hmlstm gives dozens of graphs for every length, and a loop over time one of all its steps."""
-    if reason := why_unusable(name, backend, torch.device("cpu")):
-        pytest.skip(reason)
+    needs(name, backend)
     monkeypatch.setenv("EXLSTM_BACKEND", backend)
     torch._dynamo.reset()
     run, inputs = CALLS[name]()
@@ -123,8 +120,7 @@ def test_what_shapes_do_not_tell_is_left_to_python_as_a_whole(name, backend, mon
 
 @pytest.mark.parametrize("make", [lambda: MLSTM(32, 2), lambda: MLSTMLarge(32, 2), lambda: SLSTM(32, 2)])
 def test_a_layer_is_one_graph(make):
-    if reason := why_unusable("slstm", "cpu"):
-        pytest.skip(reason)
+    needs("slstm", "cpu")
     torch._dynamo.reset()
     layer, x = make(), torch.randn(2, 12, 32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")

@@ -3,7 +3,7 @@
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.memory import needs_proc, printed_by
+from tests.memory import growths_printed_by, needs_proc
 from tests.ops.cases import draw
 
 TIME = 32_768
@@ -53,7 +53,7 @@ print(growth(lambda: torch.autograd.grad(run().sum(), inputs)))
     ],
 )
 def test_no_square_of_the_length_is_ever_allocated(name, backend):
-    [grown] = printed_by(_MEASURE, name, backend, TIME)
+    [grown] = growths_printed_by(_MEASURE, name, backend, TIME)
     assert grown < MOST
 
 

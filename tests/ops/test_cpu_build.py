@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exlstm.ops.cpu.build import find_compiler
+from tests.needs import needs_compiler
 
 STEP = """
 import torch
@@ -15,8 +15,6 @@ from exlstm.ops import slstm
 h, _ = slstm(torch.randn(2, 3, 4, 2, 8), torch.zeros(4, 2, 8, 8), backend={backend!r})
 assert h.isfinite().all()
 """
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
 
 
 def start(code: str, **environment: str) -> subprocess.Popen:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from exlstm.ops import hmlstm
-from exlstm.ops.backends import why_unusable
 from exlstm.ops.chunkwise import layout
 from exlstm.ops.chunkwise.layout import Layout
+from tests.needs import needs
 
 CPU = torch.device("cpu")
 
@@ -48,8 +48,7 @@ def test_few_are_kept():
 @pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # NumPy's, in Triton's interpreter
 def test_what_was_kept_without_gradients_serves_with_them(backend, mask):
-    if reason := why_unusable("hmlstm", backend, CPU):
-        pytest.skip(reason)
+    needs("hmlstm", backend)
 
     def run(backend):
         h, state = hmlstm(*inputs, mask=mask, backend=backend)

@@ -1,19 +1,14 @@
 """What PyTorch demands of operators, and that they cost no more than they must."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from exlstm.models.losses import linear_cross_entropy
 from exlstm.ops import gated_norm, mlstm, slstm
-from exlstm.ops.backends import why_unusable
 from exlstm.ops.cpu import gated_norm as cpu_gated_norm
 from exlstm.ops.cpu import slstm as cpu_slstm
-from exlstm.ops.cpu.build import find_compiler
-
-needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler on this machine")
+from tests.needs import needs, needs_compiler
+from tests.process import printed_by
 
 
 def normal(*shape):
@@ -21,10 +16,15 @@ def normal(*shape):
 
 
 CALLS = {
-    "gated_norm": lambda: (cpu_gated_norm._forward, (normal(2, 5, 2, 8), normal(2, 5, 16), normal(16), None, None)),
-    "slstm": lambda: (cpu_slstm._forward, (normal(2, 7, 4, 2, 8), normal(4, 2, 8, 8), normal(4, 2, 2, 8), None, None)),
+    "gated_norm": lambda: (
+        cpu_gated_norm._forward,
+        (normal(2, 5, 2, 8), normal(2, 5, 16), normal(16), None, None, "silu", 1e-6),
+    ),
+    "slstm": lambda: (
+        cpu_slstm._forward,
+        (normal(2, 7, 4, 2, 8), normal(4, 2, 8, 8), normal(4, 2, 2, 8), None, None, 30.0, True),
+    ),
 }
-REST = {"gated_norm": ("silu", 1e-6), "slstm": (30.0, True)}
 
 
 @needs_compiler
@@ -32,7 +32,7 @@ REST = {"gated_norm": ("silu", 1e-6), "slstm": (30.0, True)}
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # which Dynamo itself does
 def test_pytorch_finds_nothing_wrong_with_an_operator(name):
     operator, inputs = CALLS[name]()
-    torch.library.opcheck(operator.overload, (*inputs, *REST[name]))
+    torch.library.opcheck(operator.overload, inputs)
 
 
 def slope_and_second(run, x):
@@ -46,12 +46,12 @@ def of_operator(name, backend):
     run, inputs = {
         "mlstm": lambda: (mlstm, [normal(2, 70, 2, 8) for _ in range(3)] + [normal(2, 70, 2) for _ in range(2)]),
         "slstm": lambda: (slstm, [normal(2, 7, 4, 2, 8), normal(4, 2, 8, 8)]),
-        "gated_norm": lambda: (lambda h, *rest, **to: [gated_norm(h, *rest, **to)], [normal(2, 5, 2, 8), *NORM]),
+        "gated_norm": lambda: (
+            lambda h, *rest, **to: [gated_norm(h, *rest, **to)],
+            [normal(2, 5, 2, 8), normal(16), normal(2, 5, 16)],
+        ),
     }[name]()
     return lambda x: run(x, *inputs[1:], backend=backend)[0].sum(), inputs[0]
-
-
-NORM = (torch.ones(16), torch.ones(2, 5, 16))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,7 @@ NORM = (torch.ones(16), torch.ones(2, 5, 16))
     [("mlstm", "cpu"), ("mlstm", "torch"), ("slstm", "cpu"), ("slstm", "torch"), ("gated_norm", "cpu")],
 )
 def test_a_second_derivative_is_refused_instead_of_being_wrong(name, backend):
-    if reason := why_unusable(name, backend, torch.device("cpu")):
-        pytest.skip(reason)
+    needs(name, backend)
     run, x = of_operator(name, backend)
     with pytest.raises(RuntimeError, match="no second derivative here: backend='reference' has one"):
         slope_and_second(run, x)
@@ -97,8 +96,7 @@ def test_a_call_does_not_import_the_compiler():
         slstm(x, r, backend="cpu")[0].sum().backward()
         print("torch._dynamo" in sys.modules)
         """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert printed_by(code) == ["False"]
 
 
 @needs_compiler
@@ -114,5 +112,4 @@ def test_a_module_can_be_loaded_again():
         call().sum().backward()
         print(torch.equal(first, call()) and h.grad is not None)
         """
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == "True"
+    assert printed_by(code) == ["True"]

@@ -29,13 +29,13 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-    final: bool = True,
-) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm`, all steps at once; `chunk_size` and `final` have no meaning here."""
+    return_state: bool = True,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`exlstm.ops.hmlstm`, all steps at once; `chunk_size` has no meaning here."""
     assert reset is None, "graphs are traced without resets"
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     if isinstance(q.shape[1], int) and q.shape[1] == 1 and mask is None:
-        return reference.hmlstm(q, k, v, i, f, level, state)
+        return reference.hmlstm(q, k, v, i, f, level, state, return_state=return_state)
     C, n, m, log_decay, begin = state
     levels, dtype = m.shape[-1], C.dtype
     present = torch.ones_like(i[..., 0], dtype=torch.bool) if mask is None else mask
@@ -63,6 +63,9 @@ def hmlstm(
     numerator = weights @ v + spread @ C.flatten(2, 3)
     denominator = weights.sum(-1) + (spread @ n.flatten(2)[..., None])[..., 0]
     h = numerator / (torch.maximum(denominator.abs(), normaliser_floor(F + M)) + EPS)[..., None]
+
+    if not return_state:
+        return h, None
 
     # Writing: every slot after the piece is the sum of the steps and of the slots before it that lie in its block.
     total = F[..., -1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from exlstm.ops.backends import uncompiled
 from exlstm.ops.chunkwise.layout import Layout
 from exlstm.ops.chunkwise.tree import Memory, Tree
 from exlstm.ops.hmlstm import HMLSTMState
@@ -21,6 +22,7 @@ from exlstm.ops.reference import hmlstm as reference
 CHUNK_SIZE = 64
 
 
+@uncompiled
 def hmlstm(
     q: Tensor,
     k: Tensor,
@@ -33,13 +35,13 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-    final: bool = True,
+    return_state: bool = True,
 ) -> tuple[Tensor, HMLSTMState | None]:
-    """`exlstm.ops.hmlstm` in chunks of `chunk_size` steps; the memory after the last only if `final`."""
+    """`exlstm.ops.hmlstm` in chunks of `chunk_size` steps."""
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     batch, time, _, dk = q.shape
     if time == 1:
-        return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
+        return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, return_state=return_state)
     size, dtype = chunk_size or min(CHUNK_SIZE, 1 << (time - 1).bit_length()), state.C.dtype
     carried = _Carried.of(state, size)
     if carried.empty:
@@ -48,12 +50,13 @@ def hmlstm(
         layout = Layout.of(batch, time, size, carried.position, mask, reset)
     if layout.chunks == 0:  # no step is present
         slots = [*map(Memory._make, zip(*carried.slots, strict=True))]
-        return zeros_of(v), as_state(slots, state.log_decay, layout, carried.position, state)
+        after = as_state(slots, state.log_decay, layout, carried.position, state)
+        return zeros_of(v), after if return_state else None
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))
     sequence = _Sequence(layout, carried, layout.gather(k), layout.gather(v), i, lf, state.log_decay)
     h = sequence.read(layout.gather(q * dk**-0.5), layout.gather(level.to(dtype)))
     h = layout.scatter(h, batch, time).to(v.dtype)
-    return h, as_state(*sequence.final(), layout, carried.position, state) if final else None
+    return h, as_state(*sequence.final(), layout, carried.position, state) if return_state else None
 
 
 def zeros_of(v: Tensor) -> Tensor:
@@ -266,7 +269,7 @@ def as_state(slots: list[Memory], log_decay: Tensor, layout: Layout, begun: Tens
     levels = state.m.shape[-1]
     nothing = slots[0].only(torch.zeros_like(layout.emptied))
     slots = [*slots, *[nothing] * (levels - len(slots))]
-    slots = [*slots[: levels - 1], slots[levels - 1] if len(slots) == levels else Memory.join(slots[levels - 1 :])]
+    slots = [*slots[: levels - 1], Memory.join(slots[levels - 1 :])]
     C, n, m = (torch.stack(x, 2) for x in zip(*slots, strict=True))
     held = m > -torch.inf
     C, n, m = (x.where(held.view(*held.shape, *[1] * (x.dim() - 3)), 0.0) for x in (C, n, m))

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from exlstm.ops.backends import uncompiled
 from exlstm.ops.operator import IN_REFERENCE, differentiable_once
 from exlstm.ops.slstm import SLSTMState
 
 
+@uncompiled
 def slstm(
     x: Tensor,
     r: Tensor,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from exlstm.ops.backends import uncompiled
 from exlstm.ops.checks import state_dtype
 from exlstm.ops.chunkwise import hmlstm as chunkwise
 from exlstm.ops.chunkwise.layout import Layout
@@ -24,6 +25,7 @@ _SOURCE = Path(__file__).with_name("hmlstm.cpp")
 obstacle = functools.partial(obstacle_of, _SOURCE)
 
 
+@uncompiled
 def hmlstm(
     q: Tensor,
     k: Tensor,
@@ -36,20 +38,21 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-    final: bool = True,
+    return_state: bool = True,
 ) -> tuple[Tensor, HMLSTMState | None]:
-    """`exlstm.ops.hmlstm` on a CPU, in chunks of `chunk_size` steps; the memory after the last only if `final`.
+    """`exlstm.ops.hmlstm` on a CPU, in chunks of `chunk_size` steps.
 
     The kernel begins with empty memories; a call that goes on from a state that holds something is chunkwise's.
     """
     time, dtype = q.shape[1], state_dtype(q, k, v, i, f, level)
     if time == 1:
-        return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset)
+        return reference.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, return_state=return_state)
     if state is not None and bool((state.position > 0).any()):
-        return chunkwise.hmlstm(q, k, v, i, f, level, state, mask=mask, reset=reset, chunk_size=chunk_size, final=final)
+        options = {"mask": mask, "reset": reset, "chunk_size": chunk_size, "return_state": return_state}
+        return chunkwise.hmlstm(q, k, v, i, f, level, state, **options)
     size = chunk_size or min(CHUNK_SIZE, 1 << (time - 1).bit_length())
     layout = Layout.from_empty(len(q), time, size, mask, reset, q.device)
-    before = (state or HMLSTMState.empty_for(q, k, v, i, f, level)) if final else None
+    before = (state or HMLSTMState.empty_for(q, k, v, i, f, level)) if return_state else None
     if layout.chunks == 0:
         return chunkwise.zeros_of(v), before
     i, lf = layout.gather(i.to(dtype), -torch.inf), layout.gather(logsigmoid(f.to(dtype)))

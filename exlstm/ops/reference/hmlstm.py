@@ -20,9 +20,9 @@ def hmlstm(
     mask: Tensor | None = None,
     reset: Tensor | None = None,
     chunk_size: int | None = None,
-    final: bool = True,
-) -> tuple[Tensor, HMLSTMState]:
-    """`exlstm.ops.hmlstm` by recurrence; `chunk_size` and `final` have no meaning here."""
+    return_state: bool = True,
+) -> tuple[Tensor, HMLSTMState | None]:
+    """`exlstm.ops.hmlstm` by recurrence; `chunk_size` has no meaning here."""
     state = state or HMLSTMState.empty_for(q, k, v, i, f, level)
     outputs = []
     for t in range(q.shape[1]):
@@ -34,7 +34,7 @@ def hmlstm(
             h = torch.where(_as(mask[:, t], h), h, 0.0)
         outputs.append(h)
         state = after
-    return torch.stack(outputs, dim=1).to(v.dtype), state
+    return torch.stack(outputs, dim=1).to(v.dtype), state if return_state else None
 
 
 def step(

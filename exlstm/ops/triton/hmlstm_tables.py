@@ -70,7 +70,9 @@ def sizes_of_full_rows(batch: int, time: int, size: int) -> tuple[int, int, int]
 @functools.lru_cache(maxsize=64)
 def tables_of_full_rows(batch: int, time: int, size: int, levels: int, device: torch.device) -> tuple[Tables, Counts]:
     """The tables of rows without masks, resets and states: they follow from the shape alone, so they are kept."""
-    return tables_from_empty(Layout.from_empty(batch, time, size, None, None, device), batch, levels)
+    with torch.inference_mode(False):
+        position = torch.zeros(batch, dtype=torch.int64, device=device)
+        return tables_of(Layout.of(batch, time, size, position, None, None), batch, levels, None)
 
 
 @functools.lru_cache(maxsize=KEPT)
