@@ -31,6 +31,14 @@ def test_a_piece_at_once_equals_the_reference(operator, time, state, masked):
         assert torch.equal(found[1].position, expected[1].position)
 
 
+def test_outputs_do_not_depend_on_whether_the_memory_is_wanted():
+    case = draw("hmlstm", 21)._replace(reset=None)
+    with stand_ins(FORMS):
+        h, nothing = case.whole("auto", return_state=False)
+        assert nothing is None
+        assert torch.equal(h, case.whole("auto")[0])
+
+
 def test_a_hierarchical_memory_is_whole_after_pieces_of_odd_lengths():
     case = draw("hmlstm", 200)._replace(reset=None)
     with stand_ins(FORMS):

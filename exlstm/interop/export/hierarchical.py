@@ -63,7 +63,7 @@ def hmlstm(
     numerator = weights @ v + spread @ C.flatten(2, 3)
     denominator = weights.sum(-1) + (spread @ n.flatten(2)[..., None])[..., 0]
     h = numerator / (torch.maximum(denominator.abs(), normaliser_floor(F + M)) + EPS)[..., None]
-
+    h = h.transpose(1, 2).masked_fill(~present[..., None, None], 0.0)
     if not return_state:
         return h, None
 
@@ -85,7 +85,6 @@ def hmlstm(
         -1, C.shape[3:]
     )
     n = w_steps @ k + w_slots @ n
-    h = h.transpose(1, 2).masked_fill(~present[..., None, None], 0.0)
     return h, HMLSTMState(C, n, m, log_decay + total, end)
 
 
